@@ -1,0 +1,1 @@
+"""Data sets and prompts in, records out: one file a task."""
