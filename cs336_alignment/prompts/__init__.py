@@ -18,10 +18,10 @@ def load_template(name: str) -> str:
     Raises:
         ValueError: no template has that name; the message lists those there are.
     """
-    path = files(__package__) / f"{name}.prompt"
+    path = files("cs336_alignment.prompts") / f"{name}.prompt"
     if not path.is_file():
-        known = sorted(entry.name.removesuffix(".prompt") for entry in files(__package__).iterdir())
-        known = [name for name in known if not name.startswith("_")]
+        known = sorted(entry.name for entry in files("cs336_alignment.prompts").iterdir())
+        known = [file.removesuffix(".prompt") for file in known if file.endswith(".prompt")]
         raise ValueError(f"no prompt template named {name!r}; choose one of {', '.join(known)}")
     return path.read_text(encoding="utf-8")
 

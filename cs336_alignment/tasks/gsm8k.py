@@ -4,14 +4,33 @@ Files are JSON lines of `question` and `answer`; the answer ends in `#### N` and
 `<<48/2=24>>`. `scripts/prepare_gsm8k.py` downloads them. The embedded arithmetic set has the same schema.
 """
 
-import json
 import re
 from pathlib import Path
+from typing import Any
 
+from cs336_alignment.tasks.json_lines import read_json_lines, text_field
 from cs336_alignment.tasks.problem import Problem
 
 _CALCULATOR_MARK = re.compile(r"<<[^<>]*>>")
 _FINAL_ANSWER = re.compile(r"\n?####\s*(.+?)\s*$")
+_PLAIN_NUMBER = re.compile(r"-?\d+(\.\d+)?")
+# A minus is a sign unless it follows a letter, a digit or a closing bracket, where it subtracts (or hyphenates).
+_NUMBER_IN_TEXT = re.compile(
+    r"(?P<sign>(?<![\w)\]%])[-−])?"
+    r"\$?"
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)"
+)
+
+
+def load_problems(path: str | Path) -> list[Problem]:
+    """Read a JSON-lines file in GSM8K's schema, in file order.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line is not a JSON object with text fields `question` and `answer`, or its answer has no final
+            number; the message names the file and the line.
+    """
+    return read_json_lines(path, _problem)
 
 
 def parse_answer(answer: str) -> tuple[str, str]:
@@ -24,32 +43,25 @@ def parse_answer(answer: str) -> tuple[str, str]:
     if final is None:
         raise ValueError("the answer does not end in '#### <number>'")
     gold = final[1].replace(",", "")
-    if not re.fullmatch(r"-?\d+(\.\d+)?", gold):
+    if not _PLAIN_NUMBER.fullmatch(gold):
         raise ValueError(f"the final answer {final[1]!r} is not a number")
-    rationale = _CALCULATOR_MARK.sub("", answer[: final.start()])
-    return gold, rationale.strip()
+    return gold, _CALCULATOR_MARK.sub("", answer[: final.start()]).strip()
 
 
-def load_problems(path: str | Path) -> list[Problem]:
-    """Read a JSON-lines file in GSM8K's schema, in file order.
+def _problem(row: dict[str, Any]) -> Problem:
+    gold, rationale = parse_answer(text_field(row, "answer"))
+    return Problem(text_field(row, "question"), gold, rationale)
 
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line is not a JSON object with string `question` and `answer`, or its answer has no final number;
-            the message names the file and the line.
+
+def parse_gsm8k_response(model_output: str) -> str | None:
+    """The last number in a model's output, as plain digits; None where there is no number in digits.
+
+    "72 clips" -> "72", "1,234" -> "1234", "-3.5" -> "-3.5", "$18.00." -> "18.00", "48-24" -> "24", "none" -> None
+
+    Source: the supplementary handout, problem gsm8k_baseline.
     """
-    problems = []
-    with Path(path).open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("not a JSON object")
-                missing = [field for field in ("question", "answer") if not isinstance(row.get(field), str)]
-                if missing:
-                    raise ValueError(f"no text field {' and '.join(map(repr, missing))}")
-                gold, rationale = parse_answer(row["answer"])
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            problems.append(Problem(row["question"], gold, rationale))
-    return problems
+    numbers = list(_NUMBER_IN_TEXT.finditer(model_output))
+    if not numbers:
+        return None
+    last = numbers[-1]
+    return ("-" if last["sign"] else "") + last["digits"].replace(",", "")

@@ -10,7 +10,7 @@ class Problem:
     Attributes:
         question: the text that goes into the prompt template.
         gold: the gold answer, for instance "1234": no thousands commas, no unit.
-        rationale: the worked solution without the final answer line and without calculator marks; "" where there is none.
+        rationale: the worked solution without final answer line and calculator marks; "" where there is none.
     """
 
     question: str

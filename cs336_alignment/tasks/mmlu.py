@@ -1,0 +1,38 @@
+"""MMLU (Hendrycks et al. 2021): multiple-choice questions with the options A to D."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# "answer is B", "Answer: (B)", "answer would be option B"; any case for the words, a capital for the letter.
+_STATED = re.compile(r"(?i:answer)\s*(?:(?i:is|would be|:)\s*)+(?i:option\s+|choice\s+)?\(?([A-D])\b(?!['’])")
+# The output opens with the letter, with only punctuation or the end beside it: "B", "(B) one", "B. one".
+_LEADING = re.compile(r"\s*(?:([A-D])\s*$|\(([A-D])\)|([A-D])[.):,])")
+
+
+def parse_mmlu_response(mmlu_example: Mapping[str, Any], model_output: str) -> str | None:
+    """The option letter that a model's output settles on, or None where it names none.
+
+    In this order: the last "answer is X" in the text; a letter that opens the output; the text of exactly one option
+    as the whole output.
+
+    Args:
+        mmlu_example: `subject`, `question`, `options` (four texts), `answer` (the gold letter).
+        model_output: what the model wrote.
+
+    Source: the supplementary handout, problem mmlu_baseline.
+    """
+    text = model_output.replace("*", "")  # bold marks
+    stated = _STATED.findall(text)
+    if stated:
+        return stated[-1]
+    leading = _LEADING.match(text)
+    if leading:
+        return leading[1] or leading[2] or leading[3]
+    bare = text.strip().rstrip(".").casefold()
+    matching = [
+        letter
+        for letter, option in zip("ABCD", mmlu_example["options"], strict=True)
+        if option.strip().rstrip(".").casefold() == bare
+    ]
+    return matching[0] if len(matching) == 1 else None

@@ -1,0 +1,1 @@
+"""The algorithms, each readable top to bottom as the paper's pseudo-code."""
