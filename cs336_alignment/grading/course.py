@@ -1,0 +1,15 @@
+"""The course-compatible verdict: its rules, in its order, each a named step."""
+
+from cs336_alignment.grading.normal_form import normalise
+from cs336_alignment.grading.string_rule import clean_string
+from cs336_alignment.grading.verdict import Verdict
+
+
+def judge_as_course(answer: str, gold: str) -> Verdict:
+    """The verdict of the course's grader on an answer text."""
+    if clean_string(answer) == clean_string(gold):
+        return Verdict(True, "string rule")
+    normal_answer, normal_gold = normalise(answer), normalise(gold)
+    if normal_answer and normal_answer == normal_gold:
+        return Verdict(True, "normal form")
+    return Verdict(False, "no rule")
