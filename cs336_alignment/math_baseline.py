@@ -1,0 +1,257 @@
+"""Zero-shot evaluation of a model on word problems (handout section 3, problem math_baseline).
+
+    uv run python -m cs336_alignment.math_baseline
+    uv run python -m cs336_alignment.math_baseline --model Qwen/Qwen2.5-Math-1.5B --data data/gsm8k/test.jsonl
+    uv run python -m cs336_alignment.math_baseline --help
+
+Without options it takes GSM8K's test split and the model that CS336_MODEL names where they are there, otherwise the
+embedded set and policy. Deviates from the handout in the data: GSM8K in place of MATH.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from rich.console import Console
+from rich.markdown import Markdown
+from transformers import AutoConfig
+
+from cs336_alignment import environment, prompts
+from cs336_alignment.evaluation import GRADERS, EvaluationProtocol, evaluate, generation_seconds, summarize
+from cs336_alignment.evaluation_report import summary_table, write_report
+from cs336_alignment.rollout.engine import Sampling
+from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
+from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.run_folder import read_json, write_json
+from cs336_alignment.tasks.gsm8k import load_problems
+from cs336_alignment.tasks.problem import Problem
+
+MODEL_VARIABLE = "CS336_MODEL"
+GSM8K_TEST = Path("gsm8k/test.jsonl")
+EMBEDDED_TEST = Path("arithmetic/test.jsonl")
+EMBEDDED_POLICY = Path("policy")
+
+
+class UsageError(Exception):
+    """The options, or what they name, cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class BaselineConfig:
+    """Evaluate a model on word problems, zero-shot."""
+
+    model: str | None = None
+    """Hugging Face directory or hub name. Default: the environment variable CS336_MODEL, else the embedded policy."""
+    data: Path | None = None
+    """JSON lines in GSM8K's schema. Default: data/gsm8k/test.jsonl, else the embedded test set."""
+    prompt: Literal["r1_zero", "question_only"] = "r1_zero"
+    """Prompt template; it also decides the answer format that is graded."""
+    temperature: float = 1.0
+    """Of the softmax; 0 is greedy."""
+    top_p: float = 1.0
+    """Sample from the smallest set of tokens with at least this probability."""
+    max_tokens: int = 1024
+    """Longest response."""
+    min_tokens: int = 0
+    """Shortest response."""
+    stop: tuple[str, ...] = ("</answer>",)
+    """Strings that end a response; they stay in it."""
+    seed: int = 0
+    """Of the sampling."""
+    limit: int | None = None
+    """Only the first so many problems."""
+    engine: EngineName = "auto"
+    """Rollout engine; auto is vLLM where it is installed."""
+    tensor_parallel_size: int = 1
+    """GPUs that share one copy of the model (vLLM)."""
+    dtype: Dtype = "auto"
+    """Of weights and compute; auto is bfloat16 on a GPU, float32 on a CPU."""
+    max_batch_size: int | None = None
+    """Sequences that run at once; default: the engine's own."""
+    chunk_size: int = 256
+    """Problems generated, graded and stored at once."""
+    output: Path | None = None
+    """Run folder. Default: a new one under runs/."""
+    resume: bool = False
+    """Continue the interrupted run in --output."""
+
+
+def main() -> None:
+    console = Console(stderr=True)
+    config = tyro.cli(BaselineConfig, description=__doc__)
+    try:
+        environment.check_cuda_driver()
+        run(config, console)
+    except (UsageError, EngineNotInstalledError, environment.DriverTooOldError) as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        sys.exit(2)
+
+
+def run(config: BaselineConfig, console: Console) -> Path:
+    """Evaluate as `config` says, and return the run folder.
+
+    Raises:
+        UsageError, EngineNotInstalledError: with a message for the user.
+    """
+    model, data, note = choose_model_and_data(config.model, config.data, os.environ, data_folder())
+    if note:
+        console.print(note, markup=False, highlight=False)
+    problems = _load(data, config.limit)
+    template = prompts.load_template(config.prompt)
+    sampling = _sampling(config)
+    run_folder = config.output or Path("runs") / f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"
+    _check_output(run_folder, config.resume)
+    with open_engine(
+        config.engine,
+        model,
+        dtype=config.dtype,
+        tensor_parallel_size=config.tensor_parallel_size,
+        max_batch_size=config.max_batch_size,
+        progress=console.is_terminal,
+    ) as engine:
+        protocol = EvaluationProtocol(
+            model=model,
+            split=str(data),
+            split_sha256=hashlib.sha256(data.read_bytes()).hexdigest(),
+            n_problems=len(problems),
+            prompt=config.prompt,
+            prompt_sha256=prompts.sha256(template),
+            sampling=sampling,
+            chunk_size=config.chunk_size,
+            engine=engine.description,
+        )
+        _record(run_folder, config, protocol)
+        console.print(f"{len(problems):,} problems from {data} to {model}; run folder {run_folder}", highlight=False)
+        try:
+            examples = evaluate(
+                engine, GRADERS[config.prompt], problems, template, sampling, run_folder, config.chunk_size
+            )
+        except KeyboardInterrupt:
+            again = f"--output {run_folder} --resume"
+            console.print(f"\ninterrupted; the same command with {again} continues", highlight=False)
+            sys.exit(130)
+    summary = summarize(examples, generation_seconds(run_folder))
+    write_json(run_folder / "summary.json", summary)
+    report = write_report(run_folder, protocol, examples, summary)
+    Console().print(Markdown(summary_table(summary)))
+    console.print(f"report: {report}", highlight=False)
+    return run_folder
+
+
+def choose_model_and_data(
+    model: str | None, data: Path | None, variables: Mapping[str, str], folder: Path
+) -> tuple[str, Path, str]:
+    """What to evaluate on what, and a note for the user where the embedded pair stands in.
+
+    The embedded policy and set stand in only where neither a model nor data is named or prepared: half of the real
+    thing is an error, never a silent mixture.
+
+    Args:
+        model, data: the options.
+        variables: the environment.
+        folder: the project's data folder.
+
+    Raises:
+        UsageError: what is missing, and how to get it.
+    """
+    named = model or variables.get(MODEL_VARIABLE)
+    gsm8k = folder / GSM8K_TEST
+    if named is None and data is None and not gsm8k.exists():
+        if not (folder / EMBEDDED_POLICY).exists():
+            raise UsageError(
+                f"there is no {folder / EMBEDDED_POLICY}: start from a checkout, or give --model and --data"
+            )
+        note = (
+            "Using the embedded arithmetic set and the small policy that comes with it.\n"
+            f"For the real ones: `uv run python scripts/prepare_gsm8k.py` and {MODEL_VARIABLE}=Qwen/Qwen2.5-Math-1.5B"
+        )
+        return str(folder / EMBEDDED_POLICY), folder / EMBEDDED_TEST, note
+    if named is None:
+        raise UsageError(
+            f"there is data ({data or gsm8k}) but no model: give --model, or set {MODEL_VARIABLE} to a Hugging Face "
+            "directory or hub name"
+        )
+    source = "--model" if model else MODEL_VARIABLE
+    if not _model_exists(named):
+        raise UsageError(f"{source} is {named!r}: no such directory here, and the hub has no such model within reach")
+    data = data or gsm8k
+    if not data.exists():
+        raise UsageError(
+            f"{source} is {named!r}, but there is no {data}: run `uv run python scripts/prepare_gsm8k.py`, "
+            "or give --data"
+        )
+    return named, data, ""
+
+
+def data_folder() -> Path:
+    """The checkout's data folder, as seen from here; ./data where the package is installed as a wheel."""
+    checkout = Path(__file__).resolve().parents[1] / "data"
+    if not checkout.exists():
+        return Path("data")
+    return checkout.relative_to(Path.cwd()) if checkout.is_relative_to(Path.cwd()) else checkout
+
+
+def _model_exists(model: str) -> bool:
+    try:
+        AutoConfig.from_pretrained(model)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _load(data: Path, limit: int | None) -> list[Problem]:
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit must be at least 1, got {limit}")
+    try:
+        problems = load_problems(data)[:limit]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not problems:
+        raise UsageError(f"{data} holds no problems")
+    return problems
+
+
+def _sampling(config: BaselineConfig) -> Sampling:
+    try:
+        return Sampling(
+            temperature=config.temperature,
+            top_p=config.top_p,
+            max_tokens=config.max_tokens,
+            min_tokens=config.min_tokens,
+            stop=config.stop,
+            seed=config.seed,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_output(run_folder: Path, resume: bool) -> None:
+    used = (run_folder / "run.json").exists()
+    if used and not resume:
+        raise UsageError(f"{run_folder} already holds a run: continue it with --resume, or name another --output")
+    if resume and not used:
+        raise UsageError(f"nothing to resume in {run_folder}: --resume continues the run that --output names")
+
+
+def _record(run_folder: Path, config: BaselineConfig, protocol: EvaluationProtocol) -> None:
+    """Write run.json; a resumed run must have the protocol that it was started with."""
+    path = run_folder / "run.json"
+    record = {"config": asdict(config), "protocol": asdict(protocol), **environment.describe()}
+    if not path.exists():
+        write_json(path, record)
+        return
+    before, now = read_json(path)["protocol"], json.loads(json.dumps(record["protocol"]))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        raise UsageError(f"{run_folder} was started with another {', '.join(changed)}; resume with the same options")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Policy to text: the rollout engines behind one protocol."""

