@@ -1,5 +1,6 @@
 """The course-compatible verdict: its rules, in its order, each a named step."""
 
+from cs336_alignment.grading.elements import same_elements
 from cs336_alignment.grading.normal_form import normalise
 from cs336_alignment.grading.string_rule import clean_string
 from cs336_alignment.grading.verdict import Verdict
@@ -12,4 +13,6 @@ def judge_as_course(answer: str, gold: str) -> Verdict:
     normal_answer, normal_gold = normalise(answer), normalise(gold)
     if normal_answer and normal_answer == normal_gold:
         return Verdict(True, "normal form")
+    if same_elements(normal_answer, normal_gold):
+        return Verdict(True, "elements")
     return Verdict(False, "no rule")

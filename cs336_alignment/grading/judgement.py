@@ -7,6 +7,7 @@ from cs336_alignment.grading.extraction import (
     is_r1_zero_formatted,
 )
 from cs336_alignment.grading.gold import Gold, accepted_answers
+from cs336_alignment.grading.meaning import judge_by_meaning
 from cs336_alignment.grading.verdict import Grade, Verdict
 
 
@@ -50,10 +51,22 @@ def judge(answer: str, gold: Gold, fast: bool = True) -> Verdict:
 def _judge_any(answer: str, accepted: list[str], fast: bool) -> Verdict:
     verdicts = []
     for gold in accepted:
-        verdict = judge_as_course(answer, gold)
+        verdict = _judge_one(answer, gold, fast)
         if verdict.equal:
             return verdict
         verdicts.append(verdict)
     if not verdicts:
         return Verdict(False, "no gold answer")
     return next((verdict for verdict in verdicts if verdict.undecided), verdicts[0])
+
+
+def _judge_one(answer: str, gold: str, fast: bool) -> Verdict:
+    """The course's rules, unless the meaning refutes them; then, where asked for, the meaning alone."""
+    course = judge_as_course(answer, gold)
+    if fast and not course.equal:
+        return course
+    meaning = judge_by_meaning(answer, gold)
+    if course.equal:
+        refuted = meaning is not None and not meaning.equal and not meaning.undecided
+        return Verdict(False, f"{course.step}, refuted by meaning") if refuted else course
+    return meaning or Verdict(False, "not understood")

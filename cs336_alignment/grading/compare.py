@@ -1,0 +1,169 @@
+"""When two values are the same answer."""
+
+from fractions import Fraction
+
+from cs336_alignment.grading.algebra import constant_ratio, equal, real_value
+from cs336_alignment.grading.bounds import UndecidedError, UnreadableError
+from cs336_alignment.grading.expression import Apply, Expression, Number, Symbol
+from cs336_alignment.grading.reader import as_real_set
+from cs336_alignment.grading.values import (
+    Definition,
+    Interval,
+    Matrix,
+    Ordered,
+    Parts,
+    RealSet,
+    Relation,
+    Scalar,
+    Unordered,
+    Value,
+    Words,
+)
+
+_HUNDRED = Number(Fraction(100))
+_MAX_UNORDERED = 40
+# An artefact's denominator divides a power of ten of eight digits or more, so that it is hardly below this.
+_MANY_PLACES = 5**8
+_CLOSE = Fraction(1, 10**8)
+
+
+def same(a: Value, b: Value) -> bool:
+    """The two values are the same answer. Symmetric.
+
+    Raises:
+        UndecidedError: beyond the bounds.
+    """
+    if a == b:
+        return True
+    if isinstance(a, Definition) or isinstance(b, Definition):
+        return _same_with_definition(a, b)
+    if isinstance(a, RealSet) or isinstance(b, RealSet):
+        return _same_real_sets(a, b)
+    match a, b:
+        case Scalar(), Scalar():
+            return _same_scalars(a, b)
+        case Ordered(), Ordered():
+            brackets = (a.opening, a.closing) == (b.opening, b.closing)
+            return brackets and len(a.items) == len(b.items) and all(map(same, a.items, b.items))
+        case Unordered(), Unordered():
+            return _same_unordered(a.items, b.items)
+        case (Unordered(), Ordered()) | (Ordered(), Unordered()):
+            return _same_solution(a, b)
+        case Relation(), Relation():
+            return _same_relations(a, b)
+        case Matrix(), Matrix():
+            shapes = [len(row) for row in a.rows] == [len(row) for row in b.rows]
+            return shapes and all(
+                equal(x, y) for p, q in zip(a.rows, b.rows, strict=True) for x, y in zip(p, q, strict=True)
+            )
+        case Parts(), Parts():
+            return a.kind == b.kind and len(a.items) == len(b.items) and all(map(equal, a.items, b.items))
+        case Words(), Words():
+            return [word.lower() for word in a.words] == [word.lower() for word in b.words]
+        case _:
+            return False
+
+
+def _same_scalars(a: Scalar, b: Scalar) -> bool:
+    if a.unit and b.unit and a.unit != b.unit:
+        return False
+    if equal(a.expression, b.expression) or _is_float_artefact(a.expression, b.expression):
+        return True
+    if a.percent == b.percent:
+        return False
+    percentage, plain = (a, b) if a.percent else (b, a)
+    return equal(Apply("/", (percentage.expression, _HUNDRED)), plain.expression)
+
+
+def _is_float_artefact(a: Expression, b: Expression) -> bool:
+    """0.30000000000000004 is how a computer prints 0.3: a decimal of eight places or more, next to the other number."""
+    if not isinstance(a, Number) or not isinstance(b, Number):
+        return False
+    long_decimal = max(a.value.denominator, b.value.denominator) >= _MANY_PLACES
+    return long_decimal and abs(a.value - b.value) <= _CLOSE * min(abs(a.value), abs(b.value))
+
+
+def _same_unordered(a: tuple[Value, ...], b: tuple[Value, ...]) -> bool:
+    """Each item of one has its own equal in the other."""
+    if len(a) != len(b):
+        return False
+    if len(a) > _MAX_UNORDERED:
+        raise UndecidedError
+    left = list(b)
+    for item in a:
+        partner = next((other for other in left if same(item, other)), None)
+        if partner is None:
+            return False
+        left.remove(partner)
+    return True
+
+
+def _same_solution(a: Value, b: Value) -> bool:
+    """(1, -1) solves for x = 1, y = -1: the unknowns in alphabetical order."""
+    solution, point = (a, b) if isinstance(a, Unordered) else (b, a)
+    if not isinstance(solution, Unordered) or not isinstance(point, Ordered) or point.opening != "(":
+        return False
+    definitions = [item for item in solution.items if isinstance(item, Definition)]
+    if len(definitions) != len(solution.items) or len(definitions) != len(point.items):
+        return False
+    ordered = sorted(definitions, key=lambda definition: definition.name)
+    return all(same(definition.value, item) for definition, item in zip(ordered, point.items, strict=True))
+
+
+# Definitions and relations
+
+
+def _same_with_definition(a: Value, b: Value) -> bool:
+    if isinstance(a, Definition) and isinstance(b, Definition):
+        if a.name == b.name or len(a.name) > 1 or len(b.name) > 1:
+            return same(a.value, b.value)
+    elif not isinstance(a, Relation) and not isinstance(b, Relation):
+        a, b = (a.value if isinstance(a, Definition) else a), (b.value if isinstance(b, Definition) else b)
+        return same(a, b)
+    first, second = _as_relation(a), _as_relation(b)
+    return first is not None and second is not None and _same_relations(first, second)
+
+
+def _as_relation(value: Value) -> Relation | None:
+    if isinstance(value, Definition) and isinstance(value.value, Scalar):
+        return Relation(Symbol(value.name), "=", value.value.expression)
+    return value if isinstance(value, Relation) else None
+
+
+def _same_relations(a: Relation, b: Relation) -> bool:
+    """Equal up to a factor: y = 2x + 3 and 2y - 4x = 6. An inequality's factor has to be positive."""
+    if a.operator != b.operator:
+        return False
+    sign = constant_ratio(_difference(a), _difference(b))
+    return sign > 0 or (sign < 0 and a.operator in "=≠")
+
+
+def _difference(relation: Relation) -> Expression:
+    return Apply("+", (relation.left, Apply("neg", (relation.right,))))
+
+
+# Sets of real numbers
+
+
+def _same_real_sets(a: Value, b: Value) -> bool:
+    try:
+        first, second = as_real_set(a), as_real_set(b)
+    except UnreadableError:
+        return False
+    if first.variable and second.variable and first.variable != second.variable:
+        return False
+    if len(first.intervals) != len(second.intervals):
+        return False
+    return all(map(_same_interval, _in_order(first), _in_order(second)))
+
+
+def _in_order(reals: RealSet) -> list[Interval]:
+    lows = {interval: real_value(interval.low) for interval in reals.intervals}
+    if None in lows.values():
+        return list(reals.intervals)
+    return sorted(reals.intervals, key=lambda interval: lows[interval] or 0.0)
+
+
+def _same_interval(a: Interval, b: Interval) -> bool:
+    closed = (a.low_closed, a.high_closed) == (b.low_closed, b.high_closed)
+    return closed and equal(a.low, b.low) and equal(a.high, b.high)

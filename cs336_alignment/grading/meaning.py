@@ -1,0 +1,95 @@
+"""The verdict by meaning: read both texts, compare what they say."""
+
+import re
+
+from cs336_alignment.grading.bounds import MAX_READ_CHARACTERS, UndecidedError, UnreadableError
+from cs336_alignment.grading.cleaning import clean
+from cs336_alignment.grading.compare import same
+from cs336_alignment.grading.expression import Symbol, variables
+from cs336_alignment.grading.prose import final_number
+from cs336_alignment.grading.reader import read_cleaned
+from cs336_alignment.grading.values import Scalar, Value, Words
+from cs336_alignment.grading.verdict import Verdict
+
+# A choice's letter, or several: A, (B), "Option C", "A) and C)".
+_CHOICE = re.compile(r"(?:(?:option|choice|answer):? )?\(?([A-J]|[IVX]{1,4})\)?[.:)]?", re.IGNORECASE)
+_LIST_SEPARATOR = re.compile(r",? and |, ?| ")
+_PREAMBLE = re.compile(r".*(?:\b(?:is|are|equals|be|was|were)\b|[:=])\s*", re.DOTALL)
+_ARTICLE = re.compile(r"(?:an?|the) ")
+_THOUSAND_LETTER = re.compile(r"(?<=\d) ?[kK](?![a-zA-Z])")
+
+
+def judge_by_meaning(answer: str, gold: str) -> Verdict | None:
+    """The verdict, or None where the answer or the gold answer says nothing that can be compared."""
+    if max(len(answer), len(gold)) > MAX_READ_CHARACTERS:
+        return Verdict(False, "too long to read", undecided=True)
+    answer, gold = clean(answer), clean(gold)
+    try:
+        if choices := _choices(gold, only_capitals=True):
+            return _judge_choices(answer, choices)
+        gold_value = _read_or_none(gold)
+        if gold_value is None or isinstance(gold_value, Words):
+            return _judge_words(answer, gold)
+        return _judge_value(answer, gold_value)
+    except UndecidedError:
+        return Verdict(False, "beyond bounds", undecided=True)
+
+
+def _read_or_none(text: str) -> Value | None:
+    try:
+        return read_cleaned(text)
+    except UnreadableError:
+        return None
+
+
+def _judge_value(answer: str, gold: Value) -> Verdict | None:
+    is_number = isinstance(gold, Scalar) and not variables(gold.expression)
+    if is_number:
+        answer = _THOUSAND_LETTER.sub(" thousand", answer)
+    value = _read_or_none(answer)
+    if value is not None and not isinstance(value, Words):
+        return Verdict(same(value, gold), "same value")
+    if is_number:
+        return _judge_prose(answer, gold)
+    # "The domain is (2, 5)": what follows the verb.
+    value = _read_or_none(_PREAMBLE.sub("", answer, count=1))
+    return None if value is None else Verdict(same(value, gold), "same value after a preamble")
+
+
+def _judge_prose(answer: str, gold: Value) -> Verdict | None:
+    try:
+        number = final_number(answer)
+    except UnreadableError:
+        return None
+    if number is None:
+        return Verdict(False, "prose without a final number")
+    return Verdict(same(read_cleaned(number), gold), "final number of prose")
+
+
+def _choices(text: str, only_capitals: bool = False) -> list[str]:
+    """The letters of a choice, sorted; none where the text is something else."""
+    if len(text) > 80:
+        return []
+    matches = [_CHOICE.fullmatch(part) for part in _LIST_SEPARATOR.split(text.strip(" ."))]
+    if len(text.split()) == 2 and (whole := _CHOICE.fullmatch(text.strip(" ."))):
+        matches = [whole]
+    letters = [match[1] for match in matches if match]
+    if len(letters) < len(matches) or (only_capitals and not "".join(letters).isupper()):
+        return []
+    return sorted(letter.upper() for letter in letters)
+
+
+def _judge_choices(answer: str, gold: list[str]) -> Verdict:
+    answered = _choices(answer) or _choices(_PREAMBLE.sub("", answer, count=1))
+    return Verdict(answered == gold, "same choice")
+
+
+def _judge_words(answer: str, gold: str) -> Verdict:
+    """Two texts say the same where they do word for word, less a preamble and an article."""
+    said = {_plain_words(answer), _plain_words(_PREAMBLE.sub("", answer, count=1))}
+    return Verdict(_plain_words(gold) in said, "same words")
+
+
+def _plain_words(text: str) -> str:
+    words = " ".join(re.findall(r"[^\W_]+|[^\s\w.,!\"']", text.lower()))
+    return _ARTICLE.sub("", words, count=1) if _ARTICLE.match(words) else words
