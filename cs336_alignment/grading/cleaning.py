@@ -11,7 +11,7 @@ _CHARACTERS = str.maketrans(
     {
         "−": "-", "–": "-", "—": "-", "‒": "-", "‑": "-", "×": "*", "⋅": "*", "·": "*", "∙": "*", "÷": "/", "⁄": "/",
         "∕": "/", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ",
-        "∼": "\\sim ", "√": "\\sqrt ", "π": "\\pi ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
+        "∼": "\\sim ", "√": "\\sqrt ", "∛": "\\sqrt[3]", "π": "\\pi ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
         "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "φ": "\\phi ", "ω": "\\omega ", "∞": "\\infty ",
         "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ",
         "→": "\\to ", "⇒": "\\to ", "∴": "\\therefore ", "ℝ": "\\mathbb{R}", "°": "\\degree ", "º": "\\degree ",
@@ -25,8 +25,9 @@ _VULGAR_FRACTIONS = re.compile("[¼½¾⅐-⅞]")
 _ODD_SPACES = re.compile("[\u2009\u202f\u2006\u2008]")
 
 # Tags and marks of chat models and of Markdown; double marks before single ones.
-_TAGS = re.compile(r"</?[a-z]{1,10} ?/?>|<\|[^<>|]{1,30}\|>|<<[^<>]*>>|```[a-z]*|`|\*\*|__", re.IGNORECASE)
-_SINGLE_STARS = re.compile(r"(?<![\w)\]}*])\*(?=[^\s*])([^*\n]*[^\s*])\*(?![\w(*])")
+_TAGS = re.compile(r"</?[a-z]{1,10} ?/?>|<\|[^<>|]{1,30}\|>|<<[^<>]*>>|```[a-z]*|`", re.IGNORECASE)
+# *emphasis*, **strong**, _emphasis_, __strong__, where the marks cannot be a product or a power.
+_EMPHASIS = re.compile(r"(?<![\w)\]}*])(\*{1,3}|_{1,2})(?=[^\s*_])([^*_\n]*[^\s*_])\1(?![\w(*])")
 _EDGES = " \t\r\n\"'"
 
 _TEXT_COMMAND = re.compile(
@@ -41,9 +42,11 @@ _LAYOUT = re.compile(
 _SPACE_COMMANDS = re.compile(r"(?<!\\)\\(?:quad|qquad|thinspace|,|;|:|>| )|(?<!\\)~")
 _SPACE_GROUPED = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,\\!|\\,|'|_|[\u2009\u202f ])\d{3})+(?!\d)")
 _NON_DIGITS = re.compile(r"\D")
+_INFIX = re.compile(r"\{([^{}]*)\\(over|choose)(?![A-Za-z])([^{}]*)\}")
+_DOTS = re.compile(r"\\(?:dots|ldots|cdots)(?![A-Za-z])")
 _DEGREE = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\}|\\degree)")
 _TEN_TO_THE = re.compile(r"(?<=\d)(\s*)[xX](\s*)(?=10\s*\^)|(?<=\d) [xX] (?=\\?\$?\d)")
-_DOLLARS = re.compile(r"\b(?:US|CA?|AU?|NZ|HK|SG?) ?\\?\$|\bUSD\b")
+_DOLLARS = re.compile(r"\b(?:US|CA?|AU?|NZ|HK|SG?) ?\\?\$|\b(?:USD|Rs\.?)(?= ?\d)|\bUSD\b")
 _MAX_TEXT_NESTING = 4
 
 
@@ -51,8 +54,9 @@ def clean(answer: str) -> str:
     """The text in plain LaTeX and ASCII, one line. Linear in its length (which the caller bounds)."""
     text = answer if answer.isascii() else _plain_characters(answer)
     text = _TAGS.sub(" ", text) if any(mark in text for mark in "<`*_") else text
-    text = _SINGLE_STARS.sub(r"\1", text)
-    if "$" in text or "USD" in text:
+    text = text.replace("{:}", ":")
+    text = _EMPHASIS.sub(r"\2", text)
+    if "$" in text or "USD" in text or "Rs" in text:
         text = _DOLLARS.sub(r"\\$", text)
     if "\\" in text or "$" in text or "~" in text:
         text = _plain_latex(text)
@@ -97,4 +101,11 @@ def _plain_latex(text: str) -> str:
         if not count:
             break
     text = _SPACE_COMMANDS.sub(" ", _LAYOUT.sub("", text))
+    text = _DOTS.sub("...", _INFIX.sub(_as_prefix, text))
     return _DEGREE.sub(r"\\degree ", text)
+
+
+def _as_prefix(match: re.Match[str]) -> str:
+    r"""`{a \over b}` is `\frac{a}{b}`."""
+    command = "frac" if match[2] == "over" else "binom"
+    return f"\\{command}{{{match[1]}}}{{{match[3]}}}"

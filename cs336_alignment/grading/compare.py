@@ -6,6 +6,7 @@ from cs336_alignment.grading.algebra import constant_ratio, equal, real_value
 from cs336_alignment.grading.bounds import UndecidedError, UnreadableError
 from cs336_alignment.grading.expression import Apply, Expression, Number, Symbol
 from cs336_alignment.grading.reader import as_real_set
+from cs336_alignment.grading.units import LETTER_UNITS
 from cs336_alignment.grading.values import (
     Definition,
     Interval,
@@ -60,12 +61,17 @@ def same(a: Value, b: Value) -> bool:
             return a.kind == b.kind and len(a.items) == len(b.items) and all(map(equal, a.items, b.items))
         case Words(), Words():
             return [word.lower() for word in a.words] == [word.lower() for word in b.words]
+        case (Parts(kind="residue"), Scalar()) | (Scalar(), Parts(kind="residue")):
+            residue, plain = (a, b) if isinstance(a, Parts) else (b, a)
+            return isinstance(residue, Parts) and isinstance(plain, Scalar) and equal(residue.items[0], plain.expression)
         case _:
             return False
 
 
 def _same_scalars(a: Scalar, b: Scalar) -> bool:
-    if a.unit and b.unit and a.unit != b.unit:
+    if {a.unit, b.unit} & LETTER_UNITS and not (a.unit and b.unit) and equal(_unit_as_factor(a), _unit_as_factor(b)):
+        return True
+    if not _units_agree(a.unit, b.unit):
         return False
     if equal(a.expression, b.expression) or _is_float_artefact(a.expression, b.expression):
         return True
@@ -73,6 +79,16 @@ def _same_scalars(a: Scalar, b: Scalar) -> bool:
         return False
     percentage, plain = (a, b) if a.percent else (b, a)
     return equal(Apply("/", (percentage.expression, _HUNDRED)), plain.expression)
+
+
+def _units_agree(a: str, b: str) -> bool:
+    """A missing unit agrees with any, a bare degree with one of temperature."""
+    return not a or not b or a == b or (a in b.split() and a == "degree") or (b in a.split() and b == "degree")
+
+
+def _unit_as_factor(scalar: Scalar) -> Expression:
+    """The letter that was read as a unit in "2 h", as the variable that it is in "2h"."""
+    return Apply("*", (scalar.expression, Symbol(scalar.unit))) if scalar.unit else scalar.expression
 
 
 def _is_float_artefact(a: Expression, b: Expression) -> bool:
@@ -127,7 +143,17 @@ def _same_with_definition(a: Value, b: Value) -> bool:
 def _as_relation(value: Value) -> Relation | None:
     if isinstance(value, Definition) and isinstance(value.value, Scalar):
         return Relation(Symbol(value.name), "=", value.value.expression)
+    if isinstance(value, RealSet) and value.variable and len(value.intervals) == 1:
+        return _ray(value.intervals[0], Symbol(value.variable))
     return value if isinstance(value, Relation) else None
+
+
+def _ray(interval: Interval, variable: Symbol) -> Relation | None:
+    if interval.high == Symbol("∞"):
+        return Relation(interval.low, "≤" if interval.low_closed else "<", variable)
+    if interval.low == Apply("neg", (Symbol("∞"),)):
+        return Relation(variable, "≤" if interval.high_closed else "<", interval.high)
+    return None
 
 
 def _same_relations(a: Relation, b: Relation) -> bool:
@@ -146,6 +172,9 @@ def _difference(relation: Relation) -> Expression:
 
 
 def _same_real_sets(a: Value, b: Value) -> bool:
+    if isinstance(a, Relation) or isinstance(b, Relation):
+        first, second = _as_relation(a), _as_relation(b)
+        return first is not None and second is not None and _same_relations(first, second)
     try:
         first, second = as_real_set(a), as_real_set(b)
     except UnreadableError:

@@ -15,7 +15,7 @@ from cs336_alignment.grading.verdict import Verdict
 _CHOICE = re.compile(r"(?:(?:option|choice|answer):? )?\(?([A-J]|[IVX]{1,4})\)?[.:)]?", re.IGNORECASE)
 _LIST_SEPARATOR = re.compile(r",? and |, ?| ")
 _PREAMBLE = re.compile(r".*(?:\b(?:is|are|equals|be|was|were)\b|[:=])\s*", re.DOTALL)
-_ARTICLE = re.compile(r"(?:an?|the) ")
+_ARTICLE = re.compile(r"(?:an?|the|on|in|at) ")
 _THOUSAND_LETTER = re.compile(r"(?<=\d) ?[kK](?![a-zA-Z])")
 
 
@@ -49,7 +49,7 @@ def _judge_value(answer: str, gold: Value) -> Verdict | None:
     value = _read_or_none(answer)
     if value is not None and not isinstance(value, Words):
         return Verdict(same(value, gold), "same value")
-    if is_number:
+    if is_number and "\\" not in answer.replace("\\$", ""):
         return _judge_prose(answer, gold)
     # "The domain is (2, 5)": what follows the verb.
     value = _read_or_none(_PREAMBLE.sub("", answer, count=1))

@@ -242,11 +242,11 @@ class _Parser:
 
     def _function_arguments(self, name: str) -> tuple[Expression, ...]:
         r"""`\sin(x)`, `\sin 2x`: without brackets the argument runs on through what stands side by side."""
-        if name in _SEVERAL_ARGUMENTS and self._take("("):
+        if name in _SEVERAL_ARGUMENTS and (opening := self._take("(", "\\{")):
             arguments = [self.sum()]
             while self._take(","):
                 arguments.append(self.sum())
-            self._expect(")")
+            self._expect(")" if opening == "(" else "\\}")
             return tuple(arguments)
         if self.here.is_mark("(", "[", "{"):
             return (self._group(),)

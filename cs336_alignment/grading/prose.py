@@ -34,9 +34,11 @@ _CIRCUMSTANCE_BEFORE = re.compile(
     r"\b(?:in|after|over|within|during|per|every|among|before|since|by|from|with|at|for each of|between|than|first|day"
     r"|step|week|next|last|these|those|all|the|of the|each of the)(?: the)? \W*$"
 )
-_QUALIFIER = re.compile(r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on) \W*$")
-_COMPOUND_GAP = re.compile(r"\s*,? ?(?:and )?[a-z]+,? (?:and )?")
-_ALTERNATIVE_GAP = re.compile(r"\s*\w* ?(?:,|or|to|-|and|through)(?: \W*)?", re.IGNORECASE)
+_QUALIFIER = re.compile(
+    r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on) \W*|\s*(?:is|was) the\b.*"
+)
+_COMPOUND_GAP = re.compile(r"\s*(?!is\b|are\b|was\b|so\b|equals\b|makes\b|gives\b|of\b|per\b)[a-z]+,? (?:and )?")
+_ALTERNATIVE_GAP = re.compile(r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)\W*")
 _REASON = re.compile(r"\(?\b(?:because|since|as we know|given that)\b.*")
 _REMARK = re.compile(r"\([^()]*\)")
 _CUE = re.compile(r"\b(?:answer|ans|result)\b")

@@ -5,6 +5,8 @@ from cs336_alignment.grading.tokens import Token
 from cs336_alignment.grading.units import FILLERS, LETTER_UNITS, canonical_unit
 
 _UNIT_MARKS = ("/", "^", "{", "}", "-", "°", "%", "*")
+# Words that make a sentence of what follows a number.
+_NO_UNITS = frozenset("is are was were not wrong incorrect false but because than if or has have should equals".split())
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 
@@ -40,7 +42,7 @@ def read_unit(tokens: list[Token]) -> str:
     """One spelling for a unit phrase: "miles per hour" and "mi/h" are both "h^-1 mi"; unknown words count as units.
 
     Raises:
-        UnreadableError: there is more than a unit, such as another number.
+        UnreadableError: there is more than a unit, such as another number or a verb.
     """
     powers: dict[str, int] = {}
     sign, pending_power, name = 1, 1, ""
@@ -58,6 +60,8 @@ def read_unit(tokens: list[Token]) -> str:
             pending_power = _POWER_WORDS[token.text]
         elif token.text in FILLERS or token.is_mark("*"):
             continue
+        elif token.text in _NO_UNITS:
+            raise UnreadableError(token.text)
         elif token.kind in ("word", "name") or token.is_mark("°"):
             name = canonical_unit(["degree" if token.text == "°" else token.text])
             powers[name] = sign * pending_power

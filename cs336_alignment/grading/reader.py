@@ -22,6 +22,7 @@ from cs336_alignment.grading.number_words import SCALES, read_number_words
 from cs336_alignment.grading.parser import parse
 from cs336_alignment.grading.quantities import read_unit, unit_start
 from cs336_alignment.grading.tokens import Token, tokenize
+from cs336_alignment.grading.units import is_unit
 from cs336_alignment.grading.values import (
     Based,
     Definition,
@@ -47,6 +48,15 @@ _LEADING = ("=", "≈", "→", ":", ",", ";")
 _TRAILING = (",", ";", ":", "=", "→")
 _SEPARATORS = (",", ";", "or", "and")
 
+_REMAINDER = re.compile(r"(?<=\d) ?[Rr] ?(?=\d+$)")
+
+
+def _spelled_unit_ratio(match: re.Match[str]) -> str:
+    """Of units a \\frac is a slash: "2 \\frac{m}{s}" is 2 m/s."""
+    upper, lower = match.groups()
+    return f"{upper}/{lower}" if is_unit(upper) and is_unit(lower) else match[0]
+
+
 # Phrases that are mathematics.
 _PHRASES = (
     (re.compile(r"(?:the set of )?\b(?:all )?real numbers\b", re.IGNORECASE), r"\\mathbb{R}"),
@@ -54,7 +64,9 @@ _PHRASES = (
     (re.compile(r"\b(?:the )?empty set\b", re.IGNORECASE), r"\\emptyset"),
     (re.compile(r"\bper cent\b", re.IGNORECASE), "percent"),
     (re.compile(r"(?<=[\d}]) out of (?=\d)"), "/"),
-    (re.compile(r"(?<=\d) (?:R|r) ?(?=\d+$)"), " remainder "),
+    (re.compile(r", ?(?=(?:and|or)\b)"), " "),
+    (re.compile(r"\b(?:negative|minus) (?=[\d\\]|infinity)", re.IGNORECASE), "-"),
+    (re.compile(r"\\frac ?\{ ?(\w+) ?\} ?\{ ?(\w+) ?\}$"), _spelled_unit_ratio),
 )
 _SUBSCRIPTED_NUMERAL = re.compile(r"([0-9A-Fa-f]+)\s*_\s*\{?\s*(\d+|[a-z]+)\s*\}?")
 _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
@@ -77,10 +89,11 @@ def read_cleaned(text: str) -> Value:
     """Read a text that `clean` has been over; errors as for `read`."""
     if numeral := _SUBSCRIPTED_NUMERAL.fullmatch(text):
         return _read_based(*numeral.groups())
+    text = _REMAINDER.sub(" remainder ", text)
     if " " in text:
         for phrase, mathematics in _PHRASES:
             text = phrase.sub(mathematics, text)
-    return _read(tokenize(text.rstrip(".")))
+    return _read(tokenize(text if text.endswith("..") else text.rstrip(".")))
 
 
 def _read_based(digits: str, base: str) -> Value:
@@ -97,9 +110,14 @@ def _read(tokens: list[Token]) -> Value:
         tokens = tokens[:-1]
     if not tokens:
         raise UnreadableError("nothing")
+    if all(token.kind == "word" or token.text in ("and", "a", "-") for token in tokens):
+        words = [token.text for token in tokens if token.text != "-"]
+        number = read_number_words(words)
+        if number and number[1] == len(words):
+            return Scalar(Number(number[0]))
     parts = _split(tokens, _SEPARATORS)
     if len(parts) > 1:
-        return _read_list([_read(part) for part in parts])
+        return _read_steps(parts) or _read_list([_read(part) for part in parts])
     return _read_one(tokens)
 
 
@@ -109,7 +127,8 @@ def _read_one(tokens: list[Token]) -> Value:
         return _read_matrix(tokens)
     if len(pieces := _split(tokens, ("∪",))) > 1:
         return RealSet(tuple(interval for piece in pieces for interval in as_real_set(_read(piece)).intervals))
-    if len(pieces := _split(tokens, ("∖",))) > 1:
+    pieces = _split(tokens, ("∖", "-") if tokens[0].text == "ℝ" else ("∖",))
+    if len(pieces) > 1:
         return _read_difference(pieces)
     if len(pieces := _split(tokens, ("∈",))) == 2 and defined_name(pieces[0]):
         return _read(pieces[1])
@@ -123,6 +142,15 @@ def _read_one(tokens: list[Token]) -> Value:
 
 
 # Lists
+
+
+def _read_steps(parts: list[list[Token]]) -> Value | None:
+    """A calculation in steps ("16 - 7 = 9; 9 * 2 = 18", "2x = 36, x = 18") says its last; None where it is not one."""
+    if not all(any(token.is_mark("=") for token in part) for part in parts):
+        return None
+    values = [_read(part) for part in parts]
+    steps = all(isinstance(value, Scalar | Relation) for value in values[:-1])
+    return values[-1] if steps and isinstance(values[-1], Scalar | Definition) else None
 
 
 def _read_list(items: list[Value]) -> Value:
@@ -157,10 +185,15 @@ def _read_bracketed(tokens: list[Token]) -> Value | None:
         return None
     if opening == "\\{":
         return _read_set(inside)
-    items = [part for part in _split(inside, (",", ";"))]
-    if len(items) == 1 and opening in "({":
-        return _read(inside)
-    return Ordered(opening, tuple(_read(item) for item in items), closing)
+    items = [_read(item) for item in _split(inside, (",", ";"))]
+    if opening == "{" and len(items) > 1:
+        return Unordered(tuple(items))
+    if len(items) == 1 and (opening in "({" or isinstance(items[0], Matrix)):
+        return items[0]
+    rows = [item for item in items if isinstance(item, Ordered) and item.opening == opening == "["]
+    if len(rows) == len(items):
+        return Matrix(tuple(tuple(_expression_of(entry) for entry in row.items) for row in rows))
+    return Ordered(opening, tuple(items), closing)
 
 
 def _read_french_interval(opening: str, inside: list[Token], closing: str) -> Value:
@@ -238,8 +271,13 @@ def _all_but(*points: Expression) -> tuple[Interval, ...]:
 
 
 def _read_difference(pieces: list[list[Token]]) -> Value:
-    r"""\mathbb{R} \setminus \{2\}."""
+    r"""\mathbb{R} \setminus \{2\}, \mathbb{R} \setminus [-1, 1]."""
     removed = _read(pieces[1])
+    removed = removed.value if isinstance(removed, Definition) else removed
+    if isinstance(removed, Ordered):
+        (gap,) = as_real_set(removed).intervals
+        below = Interval(_MINUS_INFINITY, False, gap.low, not gap.low_closed)
+        return RealSet((below, Interval(gap.high, not gap.high_closed, _INFINITY, False)))
     points = removed.items if isinstance(removed, Unordered) else (removed,)
     if len(pieces) != 2 or as_real_set(_read(pieces[0])) != _REALS:
         raise UnreadableError("a difference of sets")
@@ -318,6 +356,7 @@ def _read_colon(pieces: list[list[Token]]) -> Value:
     return Parts("ratio", tuple(parse(piece) for piece in pieces))
 
 
+_MULTIPLIERS = {**SCALES, "hundred": 100, "dozen": 12}
 _JOINING_WORDS = {"to": "ratio", "remainder": "remainder", "mod": "residue"}
 
 
@@ -337,11 +376,8 @@ def _read_quantity(tokens: list[Token]) -> Value:
     expression = parse(head)
     percent = bool(tail) and tail[0].is_mark("%")
     tail = tail[1:] if percent else tail
-    if tail and tail[0].text in SCALES:
-        expression = Apply("*", (expression, Number(Fraction(SCALES[tail[0].text]))))
-        tail = tail[1:]
-    elif tail and tail[0].text == "dozen":
-        expression = Apply("*", (expression, Number(Fraction(12))))
+    if tail and tail[0].text in _MULTIPLIERS:
+        expression = Apply("*", (expression, Number(Fraction(_MULTIPLIERS[tail[0].text]))))
         tail = tail[1:]
     unit = read_unit(tail) or ("dollar" if currency else "")
     if mentions(expression, "±") or mentions(expression, "∓"):

@@ -43,6 +43,7 @@ FUNCTIONS = frozenset(
     """sin cos tan cot sec csc arcsin arccos arctan arccot sinh cosh tanh ln log exp sqrt abs floor ceil max min
     zeta""".split()
 )
+_FUNCTION_ALIASES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "cosec": "csc", "tg": "tan", "lg": "log"}
 # Commands and words that read as another spelling; the empty one vanishes.
 _MARK_COMMANDS = {
     "times": "*", "cdot": "*", "div": "/", "pm": "±", "mp": "∓", "le": "≤", "leq": "≤", "leqslant": "≤", "ge": "≥",
@@ -61,6 +62,8 @@ _TOKEN = re.compile(
     r"""
     (?P<space>\s+)
     |(?P<repeating>(?P<whole>\d*)\.(?P<fixed>\d*)(?:\\overline|\\bar|\\dot)\s*\{?(?P<period>\d+)\}?)
+    |(?P<whole_dots>\d*)\.(?P<fixed_dots>\d{0,6}?)(?P<period_dots>\d{1,6}?)(?P=period_dots)+\.\.\.
+    |(?P<whole_brackets>\d*)\.\((?P<period_brackets>\d+)\)
     |(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\dA-Za-z.]))?)
     |\\begin\s*\{(?P<begin>[a-zA-Z]+)\*?\}(?:\{[^{}]*\})?|\\end\s*\{(?P<end>[a-zA-Z]+)\*?\}
     |\\mathbb\s*\{?(?P<field>[A-Z])\}?
@@ -113,8 +116,10 @@ def _tokens_of(match: re.Match[str], bare_letters: bool) -> list[Token]:
         return [_number(match[0].replace(",", ""))]
     if match["number"]:
         return [_number(match[0])]
-    if match["period"]:
-        return [_repeating_decimal(match["whole"], match["fixed"], match["period"])]
+    for form in ("", "_dots", "_brackets"):
+        if period := match[f"period{form}"]:
+            fixed = "" if form == "_brackets" else match[f"fixed{form}"]
+            return [_repeating_decimal(match[f"whole{form}"], fixed, period)]
     if match["begin"] or match["end"]:
         return [Token("command", ("begin " if match["begin"] else "end ") + (match["begin"] or match["end"]))]
     if match["field"]:
@@ -152,6 +157,7 @@ def _command(name: str) -> Token:
         return Token("command", "frac" if name in _FRACTIONS else "binom")
     if name == "sqrt":
         return Token("command", "sqrt")
+    name = _FUNCTION_ALIASES.get(name, name)
     if name in FUNCTIONS:
         return Token("function", name)
     if name in _GREEK:
@@ -178,6 +184,7 @@ def _letters(letters: str, bare_letters: bool) -> list[Token]:
     lowered = letters.lower()
     if len(letters) == 1:
         return [Token("name", letters)]
+    letters = _FUNCTION_ALIASES.get(letters, letters)
     if letters in FUNCTIONS:
         return [Token("function", letters)]
     if letters in _GREEK:
@@ -185,7 +192,7 @@ def _letters(letters: str, bare_letters: bool) -> list[Token]:
     if lowered in _WORD_MARKS:
         text = _WORD_MARKS[lowered]
         return [Token("name" if text in "∞π" else "mark", text)]
-    if letters[:-1] in FUNCTIONS:
+    if letters[:-1] in FUNCTIONS and letters[-1] in "xyz":
         return [Token("function", letters[:-1]), Token("name", letters[-1])]
     if len(letters) > 2 or lowered in SHORT_WORDS:
         return [Token("word", lowered)]

@@ -29,6 +29,8 @@ _SPELLINGS = {
     "euro": "eur",
     "degree": "deg",
     "mph": "",
+    "F": "fahrenheit",
+    "C": "celsius",
 }
 _CANONICAL = {
     spelling + plural: unit
