@@ -61,11 +61,13 @@ class VLLMEngine:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
-        settings: dict[str, Any] = (
-            {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
-            if on_gpu
-            else {"enforce_eager": True, "kv_cache_memory_bytes": int(cpu_kv_cache_gib * 2**30)}
-        )
+        settings: dict[str, Any]
+        if on_gpu:
+            settings = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+        else:
+            # Whole prompts only: after a partial one vLLM rewinds the request's generator, which a CPU's cannot.
+            settings = {"enable_chunked_prefill": False, "enforce_eager": True}
+            settings["kv_cache_memory_bytes"] = int(cpu_kv_cache_gib * 2**30)
         self._llm = LLM(
             model=str(model),
             dtype=dtype,

