@@ -38,18 +38,18 @@ class ExactEvaluator:
         if operation is None:
             raise IrrationalError
         arguments = [self.value(argument, point) for argument in expression.arguments]
-        if expression.operation == "+":
+        if expression.operation in ("+", "*"):
             return self._fold(arguments, operation)
         result = operation(*arguments)
         self._charge(result)
         return result
 
-    def _fold(self, terms: list[Fraction], add: Callable[..., Fraction]) -> Fraction:
-        total = terms[0]
-        for term in terms[1:]:
-            total = add(total, term)
-            self._charge(total)
-        return total
+    def _fold(self, values: list[Fraction], operation: Callable[..., Fraction]) -> Fraction:
+        result = values[0]
+        for value in values[1:]:
+            result = operation(result, value)
+            self._charge(result)
+        return result
 
     def _charge(self, value: Fraction) -> None:
         bits = _bits(value)
@@ -106,6 +106,7 @@ OPERATIONS: dict[str, Callable[..., Fraction]] = {
     "neg": lambda a: -a,
     "*": lambda a, b: a * b,
     "/": lambda a, b: a / b,
+    "inverse": lambda a: 1 / a,
     "^": _power,
     "sqrt": _square_root,
     "!": _factorial,

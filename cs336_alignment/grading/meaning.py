@@ -14,7 +14,7 @@ from cs336_alignment.grading.verdict import Verdict
 # A choice's letter, or several: A, (B), "Option C", "A) and C)".
 _CHOICE = re.compile(r"(?:(?:option|choice|answer):? )?\(?([A-J]|[IVX]{1,4})\)?[.:)]?", re.IGNORECASE)
 _LIST_SEPARATOR = re.compile(r",? and |, ?| ")
-_PREAMBLE = re.compile(r".*(?:\b(?:is|are|equals|be|was|were)\b|[:=])\s*", re.DOTALL)
+_PREAMBLE_END = re.compile(r"\b(?:is|are|equals|be|was|were)\b|[:=]")
 _ARTICLE = re.compile(r"(?:an?|the|on|in|at) ")
 _THOUSAND_LETTER = re.compile(r"(?<=\d) ?[kK](?![a-zA-Z])")
 
@@ -49,10 +49,10 @@ def _judge_value(answer: str, gold: Value) -> Verdict | None:
     value = _read_or_none(answer)
     if value is not None and not isinstance(value, Words):
         return Verdict(same(value, gold), "same value")
-    if is_number and "\\" not in answer.replace("\\$", ""):
+    if is_number and "\\" not in answer.replace("\\$", "").replace("\\%", ""):
         return _judge_prose(answer, gold)
     # "The domain is (2, 5)": what follows the verb.
-    value = _read_or_none(_PREAMBLE.sub("", answer, count=1))
+    value = _read_or_none(_after_preamble(answer))
     return None if value is None else Verdict(same(value, gold), "same value after a preamble")
 
 
@@ -64,6 +64,14 @@ def _judge_prose(answer: str, gold: Value) -> Verdict | None:
     if number is None:
         return Verdict(False, "prose without a final number")
     return Verdict(same(read_cleaned(number), gold), "final number of prose")
+
+
+def _after_preamble(text: str) -> str:
+    """What follows the last verb, colon or equals sign: the whole text where there is none."""
+    start = 0
+    for match in _PREAMBLE_END.finditer(text):
+        start = match.end()
+    return text[start:].strip()
 
 
 def _choices(text: str, only_capitals: bool = False) -> list[str]:
@@ -80,13 +88,13 @@ def _choices(text: str, only_capitals: bool = False) -> list[str]:
 
 
 def _judge_choices(answer: str, gold: list[str]) -> Verdict:
-    answered = _choices(answer) or _choices(_PREAMBLE.sub("", answer, count=1))
+    answered = _choices(answer) or _choices(_after_preamble(answer))
     return Verdict(answered == gold, "same choice")
 
 
 def _judge_words(answer: str, gold: str) -> Verdict:
     """Two texts say the same where they do word for word, less a preamble and an article."""
-    said = {_plain_words(answer), _plain_words(_PREAMBLE.sub("", answer, count=1))}
+    said = {_plain_words(answer), _plain_words(_after_preamble(answer))}
     return Verdict(_plain_words(gold) in said, "same words")
 
 

@@ -134,8 +134,9 @@ def _mild(function: str) -> Callable[..., Any]:
 OPERATIONS: dict[str, Callable[..., Any]] = {
     "+": _sum,
     "neg": lambda mp, a: -a,
-    "*": lambda mp, a, b: a * b,
+    "*": lambda mp, *factors: mp.fprod(factors),
     "/": lambda mp, a, b: a / b,
+    "inverse": lambda mp, a: 1 / a,
     "^": _power,
     "sqrt": lambda mp, a: mp.sqrt(a),
     "root": _root,

@@ -61,13 +61,9 @@ class _Parser:
             raise UnreadableError(f"{mark} is missing")
 
     def sum(self) -> Expression:
-        self._nesting += 1
-        if self._nesting > MAX_NESTING:
-            raise UndecidedError
         terms = [self._signed(self._take("+", "-", "±", "∓"))]
         while sign := self._take("+", "-", "±", "∓"):
             terms.append(self._signed(sign))
-        self._nesting -= 1
         return terms[0] if len(terms) == 1 else Apply("+", tuple(terms))
 
     def _signed(self, sign: str | None) -> Expression:
@@ -82,22 +78,21 @@ class _Parser:
         return Apply("neg", (term,)) if sign == "-" else term
 
     def _product(self) -> Expression:
-        result = self._power()
-        was_number = self._just_read_number()
+        factors = [self._power()]
         while True:
-            operator = self._take("*", "/")
-            if operator:
+            was_number = self._just_read_number()
+            if operator := self._take("*", "/"):
                 sign = self._take("+", "-")
                 factor = self._power()
                 factor = Apply("neg", (factor,)) if sign == "-" else factor
-                result = Apply(operator, (result, factor))
+                factors.append(Apply("inverse", (factor,)) if operator == "/" else factor)
             elif self._starts_factor():
                 if was_number and self.here.kind == "number":
                     raise UnreadableError("two numbers side by side")
-                result = Apply("*", (result, self._power()))
+                factors.append(self._power())
             else:
-                return result
-            was_number = self._just_read_number()
+                # One flat product, so that a long one does not make a deep tree.
+                return factors[0] if len(factors) == 1 else Apply("*", tuple(factors))
 
     def _just_read_number(self) -> bool:
         return self._tokens[self._position - 1].kind == "number" and not (
@@ -114,7 +109,7 @@ class _Parser:
 
     def _power(self) -> Expression:
         base = self._atom()
-        while True:
+        for _ in range(MAX_NESTING):
             if self._take("!"):
                 base = Apply("!", (base,))
             elif self._take("^"):
@@ -123,11 +118,10 @@ class _Parser:
                 raise UnreadableError("a derivative")
             else:
                 return base
+        raise UndecidedError
 
     def _exponent(self) -> Expression:
-        self._nesting += 1
-        if self._nesting > MAX_NESTING:
-            raise UndecidedError
+        self._descend()
         negative = self._take("+", "-") == "-"
         exponent = self._atom()
         if self._take("^"):
@@ -135,7 +129,19 @@ class _Parser:
         self._nesting -= 1
         return Apply("neg", (exponent,)) if negative else exponent
 
+    def _descend(self) -> None:
+        """Every recursion passes through here; `_nesting` goes down again on the way back."""
+        self._nesting += 1
+        if self._nesting > MAX_NESTING:
+            raise UndecidedError
+
     def _atom(self) -> Expression:
+        self._descend()
+        atom = self._bare_atom()
+        self._nesting -= 1
+        return atom
+
+    def _bare_atom(self) -> Expression:
         token = self._next()
         if token.kind == "number":
             return self._number_or_mixed(token)
@@ -250,11 +256,7 @@ class _Parser:
             return tuple(arguments)
         if self.here.is_mark("(", "[", "{"):
             return (self._group(),)
-        self._nesting += 1
-        if self._nesting > MAX_NESTING:
-            raise UndecidedError
-        argument = self._power()
+        factors = [self._power()]
         while self._starts_factor() and self.here.kind != "function" and not self.here.is_mark("("):
-            argument = Apply("*", (argument, self._power()))
-        self._nesting -= 1
-        return (argument,)
+            factors.append(self._power())
+        return (factors[0] if len(factors) == 1 else Apply("*", tuple(factors)),)

@@ -37,7 +37,7 @@ _CIRCUMSTANCE_BEFORE = re.compile(
 _QUALIFIER = re.compile(
     r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on) \W*|\s*(?:is|was) the\b.*"
 )
-_COMPOUND_GAP = re.compile(r"\s*(?!is\b|are\b|was\b|so\b|equals\b|makes\b|gives\b|of\b|per\b)[a-z]+,? (?:and )?")
+_COMPOUND_GAP = re.compile(r"\s*(?!is\b|are\b|was\b|so\b|equals\b|makes\b|gives\b|of\b|per\b|for\b|in\b|at\b|by\b|to\b|on\b)[a-z]+,? (?:and )?")
 _ALTERNATIVE_GAP = re.compile(r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)\W*")
 _REASON = re.compile(r"\(?\b(?:because|since|as we know|given that)\b.*")
 _REMARK = re.compile(r"\([^()]*\)")

@@ -7,6 +7,7 @@ from fractions import Fraction
 from cs336_alignment.grading.bounds import (
     MAX_LITERAL_DIGITS,
     MAX_LITERAL_EXPONENT,
+    MAX_NESTING,
     MAX_TOKENS,
     UndecidedError,
     UnreadableError,
@@ -77,6 +78,7 @@ _TOKEN = re.compile(
 _GROUPED_NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?![\d,])(?:\.\d+)?")
 _PLAIN_MARKS = {"**": "^", "<=": "≤", ">=": "≥", "!=": "≠", "=>": "→", "->": "→", "==": "="}
 _ESCAPED_MARKS = {"{": "\\{", "}": "\\}", "%": "%", "$": "¤", "|": "|", "\\": "\\\\", "&": "&"}
+_OPENING, _CLOSING = ("(", "[", "{", "\\{"), (")", "]", "}", "\\}")
 _BRACKET_DEPTH = {"(": 1, "[": 1, "\\{": 1, ")": -1, "]": -1, "\\}": -1}
 
 
@@ -92,7 +94,7 @@ def tokenize(text: str, bare_letters: bool = False) -> list[Token]:
         UndecidedError: too many tokens, or a number too long.
     """
     tokens: list[Token] = []
-    position, depth, spaced = 0, 0, False
+    position, depth, nesting, spaced = 0, 0, 0, False
     while position < len(text):
         # In brackets a comma separates elements: (1,234) is a pair, 1,234 a number.
         match = (depth <= 0 and _GROUPED_NUMBER.match(text, position)) or _TOKEN.match(text, position)
@@ -105,8 +107,10 @@ def tokenize(text: str, bare_letters: bool = False) -> list[Token]:
         for token in _tokens_of(match, bare_letters):
             tokens.append(Token(token.kind, token.text, token.value, spaced))
             depth += _BRACKET_DEPTH.get(token.text, 0) if token.kind == "mark" else 0
+            nesting += token.text in _OPENING
+            nesting -= token.text in _CLOSING
             spaced = False
-        if len(tokens) > MAX_TOKENS:
+        if len(tokens) > MAX_TOKENS or nesting > MAX_NESTING:
             raise UndecidedError
     return tokens
 
