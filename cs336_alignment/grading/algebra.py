@@ -30,7 +30,7 @@ def equal(left: Expression, right: Expression) -> bool:
     """
     if left == right:
         return True
-    if mentions(left, "∞") or mentions(right, "∞"):
+    if any(mentions(side, "∞") and not mentions(side, "sum") for side in (left, right)):
         return _infinity_sign(left) == _infinity_sign(right) != 0
     try:
         return _equal_exactly(left, right)

@@ -13,8 +13,8 @@ _CHARACTERS = str.maketrans(
         "∕": "/", "≤": "\\le ", "⩽": "\\le ", "≥": "\\ge ", "⩾": "\\ge ", "≠": "\\ne ", "≈": "\\approx ",
         "∼": "\\sim ", "√": "\\sqrt ", "∛": "\\sqrt[3]", "π": "\\pi ", "θ": "\\theta ", "α": "\\alpha ", "β": "\\beta ",
         "γ": "\\gamma ", "λ": "\\lambda ", "μ": "\\mu ", "φ": "\\phi ", "ω": "\\omega ", "∞": "\\infty ",
-        "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "±": "\\pm ", "∓": "\\mp ",
-        "→": "\\to ", "⇒": "\\to ", "∴": "\\therefore ", "ℝ": "\\mathbb{R}", "°": "\\degree ", "º": "\\degree ",
+        "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "±": "\\pm ", "∓": "\\mp ",
+        "→": "\\to ", "⇒": "\\to ", "∴": "\\therefore ", "°": "\\degree ", "º": "\\degree ",
         "“": '"', "”": '"', "‘": "'", "’": "'", "€": "\\$", "£": "\\$", "¥": "\\$", "。": ".", "，": ",",
         "⟨": "\\langle ", "⟩": "\\rangle ", "⌊": "\\lfloor ", "⌋": "\\rfloor ", "∠": "\\angle ", "…": "...",
     }
@@ -75,7 +75,7 @@ def _plain_characters(text: str) -> str:
 
 def _plain_character(character: str) -> str:
     """Digits of every script and full-width forms become ASCII; other spaces become spaces."""
-    if character.isascii() or character == "\u2009":
+    if character.isascii() or character in "\u2009ℝ∅":
         return character
     if character.isdecimal():
         return str(unicodedata.decimal(character))
@@ -106,6 +106,6 @@ def _plain_latex(text: str) -> str:
 
 
 def _as_prefix(match: re.Match[str]) -> str:
-    r"""`{a \over b}` is `\frac{a}{b}`."""
+    r"""`{u \over v}` is `\frac{u}{v}`."""
     command = "frac" if match[2] == "over" else "binom"
     return f"\\{command}{{{match[1]}}}{{{match[3]}}}"

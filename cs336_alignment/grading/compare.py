@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from cs336_alignment.grading.algebra import constant_ratio, equal, real_value
 from cs336_alignment.grading.bounds import UndecidedError, UnreadableError
-from cs336_alignment.grading.expression import Apply, Expression, Number, Symbol
+from cs336_alignment.grading.expression import Apply, Expression, Number, Symbol, size
 from cs336_alignment.grading.reader import as_real_set
 from cs336_alignment.grading.units import LETTER_UNITS
 from cs336_alignment.grading.values import (
@@ -22,7 +22,7 @@ from cs336_alignment.grading.values import (
 )
 
 _HUNDRED = Number(Fraction(100))
-_MAX_UNORDERED = 40
+_MAX_UNORDERED_WORK = 4_000
 # An artefact's denominator divides a power of ten of eight digits or more, so that it is hardly below this.
 _MANY_PLACES = 5**8
 _CLOSE = Fraction(1, 10**8)
@@ -63,7 +63,9 @@ def same(a: Value, b: Value) -> bool:
             return [word.lower() for word in a.words] == [word.lower() for word in b.words]
         case (Parts(kind="residue"), Scalar()) | (Scalar(), Parts(kind="residue")):
             residue, plain = (a, b) if isinstance(a, Parts) else (b, a)
-            return isinstance(residue, Parts) and isinstance(plain, Scalar) and equal(residue.items[0], plain.expression)
+            assert isinstance(residue, Parts)
+            assert isinstance(plain, Scalar)
+            return equal(residue.items[0], plain.expression)
         case _:
             return False
 
@@ -92,7 +94,7 @@ def _unit_as_factor(scalar: Scalar) -> Expression:
 
 
 def _is_float_artefact(a: Expression, b: Expression) -> bool:
-    """0.30000000000000004 is how a computer prints 0.3: a decimal of eight places or more, next to the other number."""
+    """A decimal of eight places or more next to the other number, as a computer prints 0.1 + 0.2."""
     if not isinstance(a, Number) or not isinstance(b, Number):
         return False
     long_decimal = max(a.value.denominator, b.value.denominator) >= _MANY_PLACES
@@ -103,7 +105,8 @@ def _same_unordered(a: tuple[Value, ...], b: tuple[Value, ...]) -> bool:
     """Each item of one has its own equal in the other."""
     if len(a) != len(b):
         return False
-    if len(a) > _MAX_UNORDERED:
+    # Every item may meet every other.
+    if len(a) * sum(map(_weight, (*a, *b))) > _MAX_UNORDERED_WORK:
         raise UndecidedError
     left = list(b)
     for item in a:
@@ -112,6 +115,23 @@ def _same_unordered(a: tuple[Value, ...], b: tuple[Value, ...]) -> bool:
             return False
         left.remove(partner)
     return True
+
+
+def _weight(value: Value) -> int:
+    """About the cost of comparing the value: rational numbers are next to nothing."""
+    match value:
+        case Scalar(expression=Number()):
+            return 1
+        case Scalar():
+            return 4 * size(value.expression)
+        case Ordered() | Unordered():
+            return sum(map(_weight, value.items))
+        case Definition():
+            return _weight(value.value)
+        case Relation():
+            return 4 * (size(value.left) + size(value.right))
+        case _:
+            return 40
 
 
 def _same_solution(a: Value, b: Value) -> bool:

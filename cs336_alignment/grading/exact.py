@@ -24,7 +24,7 @@ class ExactEvaluator:
         """The value at a point.
 
         Raises:
-            ZeroDivisionError: undefined there.
+            ZeroDivisionError: no value there.
             IrrationalError: not a rational operation.
             UndecidedError: beyond the bounds.
         """
@@ -111,7 +111,7 @@ OPERATIONS: dict[str, Callable[..., Fraction]] = {
     "sqrt": _square_root,
     "!": _factorial,
     "binom": _binomial,
-    "abs": abs,
+    "abs": lambda a: abs(a),
     "floor": lambda a: Fraction(a.__floor__()),
     "ceil": lambda a: Fraction(a.__ceil__()),
     "max": lambda *values: max(values),

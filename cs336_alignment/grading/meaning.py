@@ -5,7 +5,7 @@ import re
 from cs336_alignment.grading.bounds import MAX_READ_CHARACTERS, UndecidedError, UnreadableError
 from cs336_alignment.grading.cleaning import clean
 from cs336_alignment.grading.compare import same
-from cs336_alignment.grading.expression import Symbol, variables
+from cs336_alignment.grading.expression import variables
 from cs336_alignment.grading.prose import final_number
 from cs336_alignment.grading.reader import read_cleaned
 from cs336_alignment.grading.values import Scalar, Value, Words
@@ -16,6 +16,8 @@ _CHOICE = re.compile(r"(?:(?:option|choice|answer):? )?\(?([A-J]|[IVX]{1,4})\)?[
 _LIST_SEPARATOR = re.compile(r",? and |, ?| ")
 _PREAMBLE_END = re.compile(r"\b(?:is|are|equals|be|was|were)\b|[:=]")
 _ARTICLE = re.compile(r"(?:an?|the|on|in|at) ")
+# A number with spaces in it, or several: it cannot be told, and the course's verdict stands.
+_SPLIT_NUMBER = re.compile(r"\d{1,3}(?:, ?\d{3})+|\d+(?: \d+)+")
 _THOUSAND_LETTER = re.compile(r"(?<=\d) ?[kK](?![a-zA-Z])")
 
 
@@ -46,6 +48,8 @@ def _judge_value(answer: str, gold: Value) -> Verdict | None:
     is_number = isinstance(gold, Scalar) and not variables(gold.expression)
     if is_number:
         answer = _THOUSAND_LETTER.sub(" thousand", answer)
+        if _SPLIT_NUMBER.fullmatch(answer) and len(set(answer.split())) > 1:
+            return None
     value = _read_or_none(answer)
     if value is not None and not isinstance(value, Words):
         return Verdict(same(value, gold), "same value")

@@ -7,7 +7,8 @@ from cs336_alignment.grading.plain_text import to_plain_text
 _ENCLOSING_TEXT = re.compile(r"\\text\{(.+)\}", re.DOTALL)
 _SCALES = (("million", "*10^6"), ("billion", "*10^9"), ("trillion", "*10^12"))
 _UNITS = re.compile(
-    r"(?:degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard)(?:es)?s? *(?:\^[0-9]+)?"
+    r"(?:degree|centimeter|cm|meter|mile|second|minute|hour|day|week|month|year|foot|feet|inch|yard)"
+    r"(?:es)?s? *(?:\^[0-9]+)?"
 )
 _DEGREES = re.compile(r"\^ *\\circ")
 _THIN_COMMA = re.compile(r",\\! *")

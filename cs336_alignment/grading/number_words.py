@@ -1,4 +1,4 @@
-"""Numbers in English words: "one thousand two hundred", "twenty-four", "two and a half", "three fifths"."""
+"""Numbers in English words: "nine thousand two hundred", "twenty-four", "two and a half", "three fifths"."""
 
 from fractions import Fraction
 

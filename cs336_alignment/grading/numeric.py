@@ -12,6 +12,7 @@ from mpmath.ctx_mp import MPContext
 
 from cs336_alignment.grading.bounds import MAX_MAGNITUDE, UndecidedError
 from cs336_alignment.grading.expression import Expression, Number, Symbol
+from cs336_alignment.grading.series import sum_value
 
 _MAX_GAMMA_ARGUMENT = 500
 # A longer literal would be rounded.
@@ -31,7 +32,7 @@ def evaluate(expression: Expression, point: dict[str, Any], log_base_ten: bool) 
     """The complex value at a point, at the precision of this thread's context.
 
     Raises:
-        ZeroDivisionError, ValueError: undefined there.
+        ZeroDivisionError, ValueError: no value there.
         UndecidedError: beyond the bounds, or an operation without numbers.
     """
     mp = context()
@@ -41,6 +42,8 @@ def evaluate(expression: Expression, point: dict[str, Any], log_base_ten: bool) 
         return mp.mpf(expression.value.numerator) / expression.value.denominator
     if isinstance(expression, Symbol):
         return _symbol_value(mp, expression.name, point)
+    if expression.operation == "sum":
+        return _checked(mp, sum_value(mp, *expression.arguments))
     arguments = [evaluate(argument, point, log_base_ten) for argument in expression.arguments]
     name = "log10" if expression.operation == "log" and log_base_ten else expression.operation
     operation = OPERATIONS.get(name)

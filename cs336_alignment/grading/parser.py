@@ -104,7 +104,7 @@ class _Parser:
         if token.kind in ("number", "name", "function"):
             return True
         if token.kind == "command":
-            return token.text in ("frac", "sqrt", "binom")
+            return token.text in ("frac", "sqrt", "binom", "sum")
         return token.is_mark("(", "[", "{", "⌊", "⌈") or (token.is_mark("|") and not self._open_bars)
 
     def _power(self) -> Expression:
@@ -162,6 +162,8 @@ class _Parser:
             return Apply("/" if token.text == "frac" else "binom", (upper, lower))
         if token.kind == "command" and token.text == "sqrt":
             return self._root()
+        if token.kind == "command" and token.text == "sum":
+            return self._sum_over_index()
         raise UnreadableError(token.text)
 
     def _bracketed(self, opening: str) -> Expression:
@@ -172,7 +174,7 @@ class _Parser:
         return Apply({"⌊": "floor", "⌈": "ceil"}[opening], (inside,)) if opening in "⌊⌈" else inside
 
     def _number_or_mixed(self, token: Token) -> Expression:
-        r"""`3\frac{1}{2}` and `3 1/2` are mixed numbers; `3\frac{x}{2}` is a product."""
+        r"""`4\frac{2}{7}` and `4 2/7` are mixed numbers; `4\frac{x}{7}` is a product."""
         assert token.value is not None
         fraction = self._fraction_ahead() if token.text.isdecimal() else None
         if fraction is None:
@@ -225,6 +227,19 @@ class _Parser:
             self._expect("]")
         argument = self._group() if self.here.is_mark("{", "(") else self._atom()
         return Apply("sqrt", (argument,)) if degree is None else Apply("root", (argument, degree))
+
+    def _sum_over_index(self) -> Expression:
+        r"""`\sum_{n=1}^{9} n^2`: the body is the product that follows."""
+        self._expect("_")
+        self._expect("{")
+        index = self._next()
+        if index.kind != "name":
+            raise UnreadableError(index.text)
+        self._expect("=")
+        low = self._bracketed("{")
+        self._expect("^")
+        high = self._exponent()
+        return Apply("sum", (self._product(), Symbol(index.text), low, high))
 
     def _group(self) -> Expression:
         return self._bracketed(self._next().text)

@@ -1,4 +1,4 @@
-r"""LaTeX to plain text, for the course's second rule: `\frac{1}{2}` reads 1/2, `\sqrt{x}` reads √(x), `\pi` reads π.
+r"""LaTeX to plain text, for the course's second rule: `\frac{2}{7}` reads 2/7, `\sqrt{x}` reads sqrt(x), `\pi` reads π.
 
 Grouping is lost on purpose: the course's verdicts depend on that. `reader.py` is the faithful reading.
 """
@@ -8,6 +8,7 @@ import re
 # A command with the space after it, an escaped character, or any one character.
 _TOKEN = re.compile(r"\\[A-Za-z]+\*?\s*|\\.|.", re.DOTALL)
 _ENVIRONMENT = re.compile(r"\\(begin|end) *\{([A-Za-z]+)\*?\}(\{[^{}]*\})?")
+_FIELD = re.compile(r"\\mathbb *\{([A-Z])\}")
 _ROOT_INDEX = re.compile(r"\\sqrt *\[[^\[\]]*\]")
 _MATRIX_NAMES = frozenset("matrix pmatrix bmatrix smallmatrix array".split())
 
@@ -33,7 +34,7 @@ _ESCAPED |= {",": " ", " ": " ", "|": "‖", "!": "", "(": "", ")": "", "[": "",
 
 def to_plain_text(latex: str) -> str:
     """The text of a piece of LaTeX; unknown commands vanish, their arguments stay. Linear in its length."""
-    latex = latex.replace("\\mathbb{R}", "ℝ").replace("\\mathbb{Z}", "ℤ")
+    latex = _FIELD.sub(lambda match: "ℝ" if match[1] == "R" else match[1], latex)
     latex = _ROOT_INDEX.sub(r"\\sqrt", _ENVIRONMENT.sub(_matrix_bracket, latex))
     pieces: list[str] = []
     depth = 0

@@ -1,14 +1,20 @@
 """The final number of an answer in prose: "So she has 6 + 3 = 9 apples left." says 9.
 
 A mention of a number is dropped where the text denies it ("not 5", "5 is wrong"). Of the rest the final one is, in this
-order: what follows the word "answer"; what follows the last equals sign of the last sentence; the number that the sentence
-opens with, if what follows only qualifies it ("120 miles over 7 days"); the last that is not a circumstance ("in 2 weeks").
-Where the final mention is only a bound, an end of a range, or half of a compound ("5 hours 7 minutes"), the text names no
+order:
+
+1. what follows the word "answer";
+2. what follows the last equals sign of the last sentence;
+3. the number that the sentence opens with, if what follows only qualifies it ("9 eggs over 2 days");
+4. the last that is not a circumstance ("in 2 weeks").
+
+Where that mention is only a bound, an end of a range, or half of a compound ("2 hours 5 minutes"), the text names no
 number.
 """
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cs336_alignment.grading.bounds import UnreadableError
 from cs336_alignment.grading.number_words import read_number_words
@@ -37,7 +43,7 @@ _CIRCUMSTANCE_BEFORE = re.compile(
 _QUALIFIER = re.compile(
     r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on) \W*|\s*(?:is|was) the\b.*"
 )
-_COMPOUND_GAP = re.compile(r"\s*(?!is\b|are\b|was\b|so\b|equals\b|makes\b|gives\b|of\b|per\b|for\b|in\b|at\b|by\b|to\b|on\b)[a-z]+,? (?:and )?")
+_COMPOUND_GAP = re.compile(r"\s*(?!(?:is|are|was|so|equals|makes|gives|of|per|for|in|at|by|to|on)\b)[a-z]+,? (?:and )?")
 _ALTERNATIVE_GAP = re.compile(r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)\W*")
 _REASON = re.compile(r"\(?\b(?:because|since|as we know|given that)\b.*")
 _REMARK = re.compile(r"\([^()]*\)")
@@ -140,13 +146,12 @@ def _is_circumstance(text: str, mention: _Mention) -> bool:
 
 
 def _is_part(text: str, final: _Mention, mentions: list[_Mention]) -> bool:
-    """Half of a compound ("5 hours 7 minutes") or one of several alternatives ("5 or 6", "5-6")."""
-    position = mentions.index(final)
-    for left, right in zip(mentions, mentions[1:], strict=False):
+    """Half of a compound ("2 hours 5 minutes") or one of several alternatives ("5 or 6", "5-6")."""
+    for left, right in pairwise(mentions):
         if final in (left, right):
             gap = text[left.end : right.start]
             if left.text != right.text and (_COMPOUND_GAP.fullmatch(gap) or _ALTERNATIVE_GAP.fullmatch(gap)):
-                return position == mentions.index(left) or position == mentions.index(right)
+                return True
     return False
 
 

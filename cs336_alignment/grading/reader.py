@@ -1,4 +1,4 @@
-"""From an answer's text to what it says: a `Value`. The reading is strict; a text that is not wholly understood is refused.
+"""From an answer's text to what it says: a `Value`. The reading is strict: what is not wholly understood is refused.
 
 The text is cleaned and cut into tokens; then each function below tries one form (list, relation, interval, ratio,
 quantity, ...) on the tokens, splitting them where no bracket is open.
@@ -6,6 +6,7 @@ quantity, ...) on the tokens, splitting them where no bracket is open.
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 
 from cs336_alignment.grading.bounds import MAX_READ_CHARACTERS, UndecidedError, UnreadableError
 from cs336_alignment.grading.cleaning import clean
@@ -59,9 +60,9 @@ def _spelled_unit_ratio(match: re.Match[str]) -> str:
 
 # Phrases that are mathematics.
 _PHRASES = (
-    (re.compile(r"(?:the set of )?\b(?:all )?real numbers\b", re.IGNORECASE), r"\\mathbb{R}"),
-    (re.compile(r"(?<=\\mathbb\{R\}) ?(?:except|but not|other than)\b(?: for)?"), r" \\setminus "),
-    (re.compile(r"\b(?:the )?empty set\b", re.IGNORECASE), r"\\emptyset"),
+    (re.compile(r"(?:the set of )?\b(?:all )?real numbers\b", re.IGNORECASE), "ℝ"),
+    (re.compile(r"(?<=ℝ) ?(?:except|but not|other than)\b(?: for)?"), r" \\setminus "),
+    (re.compile(r"\b(?:the )?empty\s+set\b", re.IGNORECASE), "∅"),
     (re.compile(r"\bper cent\b", re.IGNORECASE), "percent"),
     (re.compile(r"(?<=[\d}]) out of (?=\d)"), "/"),
     (re.compile(r", ?(?=(?:and|or)\b)"), " "),
@@ -230,7 +231,9 @@ def _read_relation(sides: list[list[Token]], operators: list[str]) -> Value:
     operators = ["=" if operator in ("≈", "→") else operator for operator in operators]
     if all(operator == "=" for operator in operators):
         return _read_equation(sides)
-    # A side left out ("> 5") is an unnamed variable.
+    if operators == ["≥"] and not sides[0]:
+        raise UnreadableError("at least, which may be meant as the number")
+    # A side left out ("< 5") is an unnamed variable.
     left, right = (parse(side) if side else Symbol("") for side in (sides[0], sides[-1]))
     if len(operators) == 2:
         return _read_between(left, operators, sides[1], right)
@@ -267,11 +270,11 @@ def _read_between(low: Expression, operators: list[str], middle: list[Token], hi
 
 def _all_but(*points: Expression) -> tuple[Interval, ...]:
     bounds = [_MINUS_INFINITY, *points, _INFINITY]
-    return tuple(Interval(low, False, high, False) for low, high in zip(bounds, bounds[1:], strict=False))
+    return tuple(Interval(low, False, high, False) for low, high in pairwise(bounds))
 
 
 def _read_difference(pieces: list[list[Token]]) -> Value:
-    r"""\mathbb{R} \setminus \{2\}, \mathbb{R} \setminus [-1, 1]."""
+    """All reals but some points, or but one interval: ℝ \\ {2}, ℝ \\ [-1, 1]."""
     removed = _read(pieces[1])
     removed = removed.value if isinstance(removed, Definition) else removed
     if isinstance(removed, Ordered):
@@ -350,7 +353,7 @@ def defined_name(tokens: list[Token]) -> str:
 
 
 def _read_colon(pieces: list[list[Token]]) -> Value:
-    """A ratio 3:4, or a label before an answer ("Profit: $36")."""
+    """A ratio 3:4, or a label before an answer ("Price: $9")."""
     if all(token.kind == "word" for token in pieces[0]):
         return Definition(" ".join(token.text for token in pieces[0]), _read([t for p in pieces[1:] for t in p]))
     return Parts("ratio", tuple(parse(piece) for piece in pieces))

@@ -16,17 +16,17 @@ UNIT_WORDS = frozenset(
 )
 # ... and those of several words, which go first.
 _UNIT_PHRASES = re.compile(
-    r"(?<!\w)(?:profit of rs|no change|m sqaure|pi sq m|sq inch|sq \. m|cu \. m|p \. m|cu cm|sq m|cm 2|m east|a \. m)s?(?!\w)"
+    r"(?<!\w)(?:profit of rs|no change|m sqaure|pi sq m|sq inch|sq \. m|cu \. m|p \. m|cu cm|sq m|cm 2|m east"
+    r"|a \. m)s?(?!\w)"
 )
 _WORD = re.compile(r"(?<!\w)[A-Za-z]+(?!\w)")
 _ENCLOSING_TEXT = re.compile(r"\\text\{(.+)\}", re.DOTALL)
-_ARRAY_OPENING = re.compile(r"\\begin\{array\}\{[^{}]*\}")
+_ARRAY = re.compile(r"\\(begin|end)\{array\}(?:\{[^{}]*\})?")
 _BARE_SQRT = re.compile(r"\\sqrt([^{\[])")
 _INTEGER_RATIO = re.compile(r"(-?\d+)/(-?\d+)")
 _REPLACEMENTS = (
     ("\n", ""),
     ("\\!", ""),
-    ("\\end{array}", "\\end{pmatrix}"),
     ("bmatrix", "pmatrix"),
     ("tfrac", "frac"),
     ("dfrac", "frac"),
@@ -43,7 +43,7 @@ def clean_string(answer: str) -> str:
     answer = answer.strip()
     if enclosed := _ENCLOSING_TEXT.fullmatch(answer):
         answer = enclosed[1].strip()
-    answer = _ARRAY_OPENING.sub(r"\\begin{pmatrix}", answer)
+    answer = _ARRAY.sub(r"\\\1{pmatrix}", answer)
     for old, new in _REPLACEMENTS:
         answer = answer.replace(old, new)
     answer = _drop_trailing_text(answer)
@@ -64,7 +64,7 @@ def _without_unit(match: re.Match[str]) -> str:
 
 
 def _drop_trailing_text(answer: str) -> str:
-    r"""Drop from the first `\text{` on, where the string ends in a brace or that is the only one and opens with a space.
+    r"""Drop from the first `\text{` on, where the string ends in a brace or it is the only one and opens with a space.
 
     Never the whole string.
     """
@@ -96,6 +96,6 @@ def _complete_fractions(answer: str) -> str:
 
 def _as_fraction(answer: str) -> str:
     if answer == "0.5":
-        return "\\frac{1}{2}"
+        answer = "1/2"
     ratio = _INTEGER_RATIO.fullmatch(answer)
     return f"\\frac{{{ratio[1]}}}{{{ratio[2]}}}" if ratio else answer

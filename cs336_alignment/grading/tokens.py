@@ -68,6 +68,7 @@ _TOKEN = re.compile(
     |(?P<number>(?:\d+(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+(?![\dA-Za-z.]))?)
     |\\begin\s*\{(?P<begin>[a-zA-Z]+)\*?\}(?:\{[^{}]*\})?|\\end\s*\{(?P<end>[a-zA-Z]+)\*?\}
     |\\mathbb\s*\{?(?P<field>[A-Z])\}?
+    |(?P<symbol>[ℝ∅])
     |\\(?P<command>[A-Za-z]+)
     |\\(?P<escaped>[{}%$|\\&_\#])
     |(?P<letters>[A-Za-z]+)
@@ -128,6 +129,8 @@ def _tokens_of(match: re.Match[str], bare_letters: bool) -> list[Token]:
         return [Token("command", ("begin " if match["begin"] else "end ") + (match["begin"] or match["end"]))]
     if match["field"]:
         return [Token("name", "ℝ" if match["field"] == "R" else "\\" + match["field"])]
+    if match["symbol"]:
+        return [Token("name", match["symbol"])]
     if match["letters"]:
         return _letters(match["letters"], bare_letters)
     if match["command"]:
@@ -159,8 +162,8 @@ def _command(name: str) -> Token:
         return Token("mark", _MARK_COMMANDS[name])
     if name in _FRACTIONS or name in _BINOMIALS:
         return Token("command", "frac" if name in _FRACTIONS else "binom")
-    if name == "sqrt":
-        return Token("command", "sqrt")
+    if name in ("sqrt", "sum"):
+        return Token("command", name)
     name = _FUNCTION_ALIASES.get(name, name)
     if name in FUNCTIONS:
         return Token("function", name)
