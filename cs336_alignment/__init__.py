@@ -1,0 +1,16 @@
+"""Stanford CS336 Assignment 5 (Alignment) as a library. An independent reference implementation.
+
+Four floors; imports only point down (tests/test_architecture.py holds them to it). To read it, start at the top of a
+floor:
+
+1.  numerics/       the handout's equations, tensors in, tensors out:
+                    tokenization, log_probs, masking, advantages, policy_gradient, preference
+    grading/        text in, verdict out; drgrpo_grader.py holds the handout's two reward functions
+    tasks/          data sets in, records out: gsm8k, arithmetic (the embedded set), mmlu, sft_examples
+    prompts/        the templates
+    environment.py  the machine; run_folder.py: the files a run leaves
+2.  rollout/        policy to text: engine (the protocol), transformers_engine, vllm_engine, selection
+    evaluation.py   problems through an engine and the grader, to figures; evaluation_report.py: the page
+3.  training/       the steps of SFT and GRPO (microbatch), the DPO loss
+4.  math_baseline.py, and scripts/ in the repository: one verb a file
+"""

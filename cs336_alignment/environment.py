@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,8 +40,9 @@ def driver_problem(driver: str, cuda: str) -> str | None:
         return None
     return (
         f"The NVIDIA driver here is {driver}, but this torch is built for CUDA {cuda}, which needs driver {oldest} or "
-        "newer. Install the CUDA 12 stack into this environment instead:\n"
-        f"    uv pip install -r {CUDA12_REQUIREMENTS}\n"
+        "newer. Install the CUDA 12 stack instead:\n"
+        f"    uv venv --python 3.11 --clear && uv pip install --no-config -r {CUDA12_REQUIREMENTS} && "
+        "uv pip install --no-config --no-deps -e .\n"
         "and from then on start programs with `uv run --no-sync`, which leaves it in place."
     )
 
@@ -72,7 +74,7 @@ def device_indices(visible: str, index_of: dict[str, str]) -> str:
     return ",".join(indices)
 
 
-def describe() -> dict[str, object]:
+def describe() -> dict[str, Any]:
     """Commit, versions and hardware, for a run's record."""
     return {
         "command": [Path(sys.executable).name, *sys.argv],

@@ -31,7 +31,7 @@ class NumpySnapshot:
 
     def __init__(self, test_name: str, exact: bool) -> None:
         self._test_name = test_name
-        self._tolerance = {"rtol": 1e-6, "atol": 1e-7} if exact else {"rtol": 1e-4, "atol": 1e-2}
+        self._rtol, self._atol = (1e-6, 1e-7) if exact else (1e-4, 1e-2)
 
     def assert_match(self, actual: Mapping[str, Any]) -> None:
         with np.load(SNAPSHOTS_PATH / f"{self._test_name}.npz") as expected:
@@ -40,12 +40,12 @@ class NumpySnapshot:
                 value = actual[name]
                 array = value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
                 assert array.shape == expected[name].shape, name
-                np.testing.assert_allclose(array, expected[name], err_msg=name, **self._tolerance)
+                np.testing.assert_allclose(array, expected[name], self._rtol, self._atol, err_msg=name)
 
 
 @pytest.fixture
 def numpy_snapshot(request: pytest.FixtureRequest) -> NumpySnapshot:
-    return NumpySnapshot(request.node.name, request.config.getoption("--snapshot-exact"))
+    return NumpySnapshot(request.node.name, bool(request.config.getoption("--snapshot-exact")))
 
 
 @pytest.fixture

@@ -60,7 +60,7 @@ def make_model(eos_token_id: int) -> Qwen2ForCausalLM:
 
 def main() -> None:
     tokenizer = make_tokenizer()
-    assert tokenizer.eos_token_id is not None
+    assert isinstance(tokenizer.eos_token_id, int)
     tokenizer.save_pretrained(TINY_QWEN2)
     make_model(tokenizer.eos_token_id).save_pretrained(TINY_QWEN2)
 

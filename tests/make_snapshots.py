@@ -83,7 +83,7 @@ def model_snapshots() -> dict[str, dict[str, np.ndarray]]:
 def main() -> None:
     SNAPSHOTS_PATH.mkdir(exist_ok=True)
     for name, arrays in (numeric_snapshots() | model_snapshots()).items():
-        np.savez(SNAPSHOTS_PATH / f"{name}.npz", **arrays)
+        np.savez(SNAPSHOTS_PATH / f"{name}.npz", **arrays)  # pyright: ignore[reportArgumentType]
     print(f"{len(list(SNAPSHOTS_PATH.glob('*.npz')))} snapshots in {SNAPSHOTS_PATH}")
 
 

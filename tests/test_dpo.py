@@ -10,6 +10,7 @@ import torch
 from cs336_alignment.numerics.preference import dpo_loss
 from tests import references, snapshot_cases
 from tests.adapters import run_compute_per_instance_dpo_loss
+from tests.common import grad_of
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def loss(policy, reference, tokenizer, beta=snapshot_cases.DPO_BETA):
 def test_per_instance_dpo_loss(policy, model, tokenizer):
     responses = (snapshot_cases.DPO_CHOSEN, snapshot_cases.DPO_REJECTED)
     log_probs = [response_log_prob(lm, tokenizer, response) for lm in (policy, model) for response in responses]
-    expected = references.dpo(*log_probs, snapshot_cases.DPO_BETA)
+    expected = references.dpo(*log_probs, beta=snapshot_cases.DPO_BETA)
     assert abs(expected - math.log(2)) > 0.01  # the two models do differ
     assert loss(policy, model, tokenizer).item() == pytest.approx(expected, rel=1e-5)
 
@@ -64,7 +65,7 @@ def test_per_instance_dpo_loss_of_equal_models_is_log_2(model, tokenizer):
 def test_per_instance_dpo_loss_has_gradient_into_the_policy_alone(policy, model, tokenizer):
     reference = copy.deepcopy(model)
     loss(policy, reference, tokenizer).backward()
-    assert any(parameter.grad.abs().sum() > 0 for parameter in policy.parameters())
+    assert any(grad_of(parameter).abs().sum() > 0 for parameter in policy.parameters())
     assert all(parameter.grad is None for parameter in reference.parameters())
 
 
@@ -72,11 +73,11 @@ def test_dpo_loss_by_hand():
     # The policy gained 1 nat on the chosen response and lost 2 on the rejected one: d = 3, beta 0.5.
     # loss = log(1 + exp(-1.5)), d loss / d chosen = -beta * sigmoid(-1.5)
     chosen = torch.tensor([-4.0], dtype=torch.float64, requires_grad=True)
-    values = [torch.tensor([value], dtype=torch.float64) for value in (-7.0, -5.0, -5.0)]
-    result = dpo_loss(chosen, *values, beta=0.5)
+    rejected, reference_chosen, reference_rejected = torch.tensor([[-7.0], [-5.0], [-5.0]], dtype=torch.float64)
+    result = dpo_loss(chosen, rejected, reference_chosen, reference_rejected, beta=0.5)
     result.sum().backward()
     assert result.item() == pytest.approx(math.log1p(math.exp(-1.5)), rel=1e-12)
-    assert chosen.grad.item() == pytest.approx(-0.5 / (1 + math.exp(1.5)), rel=1e-12)
+    assert grad_of(chosen).item() == pytest.approx(-0.5 / (1 + math.exp(1.5)), rel=1e-12)
 
 
 def test_dpo_loss_gradcheck():

@@ -26,7 +26,7 @@ def test_driver_problem(driver, cuda, fits):
 def test_an_old_driver_stops_with_the_command_to_run(monkeypatch):
     monkeypatch.setattr(environment, "_nvidia_smi", lambda fields: ["535.161.08", "535.161.08"])
     monkeypatch.setattr(environment.torch.version, "cuda", "13.0")
-    with pytest.raises(DriverTooOldError, match=r"uv pip install -r docs/requirements-cuda12\.txt"):
+    with pytest.raises(DriverTooOldError, match=r"uv pip install --no-config -r docs/requirements-cuda12\.txt"):
         check_cuda_driver()
     assert (REPOSITORY / environment.CUDA12_REQUIREMENTS).exists()
 

@@ -3,7 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -32,7 +32,7 @@ SAMPLING = Sampling(max_tokens=20)
 class FakeEngine:
     """Answers the question "say X" with X; keeps the seeds it was called with."""
 
-    description: ClassVar = {"engine": "fake 1", "dtype": "float32"}
+    description: ClassVar[dict[str, str | int]] = {"engine": "fake 1", "dtype": "float32"}
 
     def __init__(self):
         self.seeds = []
@@ -54,8 +54,9 @@ def problems(*responses_and_golds):
 FIVE = problems((answer("1"), "1"), (answer("2"), "3"), ("4", "4"), (answer("five"), "5"), (answer("6"), "6"))
 
 
-def run(folder, engine=None, asked=FIVE, chunk_size=2):
-    return evaluate(engine or FakeEngine(), grade_r1_zero, asked, TEMPLATE, SAMPLING, folder, chunk_size)
+def run(folder, engine: Any = None, asked=FIVE, chunk_size=2):
+    engine = engine or FakeEngine()
+    return evaluate(engine, grade_r1_zero, asked, TEMPLATE, SAMPLING, folder, chunk_size)
 
 
 def test_evaluate_grades_each_problem(tmp_path):
@@ -108,7 +109,7 @@ def test_evaluate_refuses_a_folder_of_other_problems(tmp_path):
 
 def test_evaluate_takes_one_completion_a_problem(tmp_path):
     with pytest.raises(ValueError, match="got n = 2"):
-        evaluate(FakeEngine(), grade_r1_zero, FIVE, TEMPLATE, replace(SAMPLING, n=2), tmp_path)
+        evaluate(cast(Any, FakeEngine()), grade_r1_zero, FIVE, TEMPLATE, replace(SAMPLING, n=2), tmp_path)
 
 
 def example(length, reward, **changes):
@@ -206,7 +207,7 @@ def test_log_generations(model, tokenizer):
     from tests import references
 
     asked = [Problem("one?", "1"), Problem("two?", "2")]
-    logged, means = log_generations(Engine(), model, tokenizer, asked, TEMPLATE, grade_r1_zero, SAMPLING)
+    logged, means = log_generations(cast(Any, Engine()), model, tokenizer, asked, TEMPLATE, grade_r1_zero, SAMPLING)
     for row, problem in zip(logged, asked, strict=True):
         prompt_ids = tokenizer(fill(TEMPLATE, question=problem.question))["input_ids"]
         with torch.no_grad():

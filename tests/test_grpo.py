@@ -20,6 +20,7 @@ from tests.adapters import (
     run_masked_mean,
     run_masked_normalize,
 )
+from tests.common import grad_of
 
 LOSS_TYPES = ["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_no_clip"]
 STEPS = snapshot_cases.GRADIENT_ACCUMULATION_STEPS
@@ -148,7 +149,7 @@ def test_grpo_clip_sign_table(advantage, ratio, loss, gradient, clipped):
     actual, metadata = run_compute_grpo_clip_loss(torch.tensor([[advantage]], dtype=torch.float64), policy, old, 0.2)
     actual.sum().backward()
     assert actual.item() == pytest.approx(loss)
-    assert policy.grad.item() == pytest.approx(gradient)
+    assert grad_of(policy).item() == pytest.approx(gradient)
     assert metadata["clipped"].item() is clipped
 
 
@@ -161,7 +162,7 @@ def test_importance_ratio_is_bounded(loss_type):
         loss, _ = run_compute_policy_gradient_loss(policy, loss_type, None, torch.tensor([[advantage]]), old, 0.2)
         assert loss[0, 0].item() == pytest.approx(expected)
     loss.sum().backward()
-    assert torch.isfinite(policy.grad).all()
+    assert torch.isfinite(grad_of(policy)).all()
 
 
 def policy_gradient_snapshot(inputs, loss_type):
@@ -268,7 +269,7 @@ def test_masked_mean_ignores_what_it_masks():
     mean = run_masked_mean(tensor, torch.tensor([[1, 0, 1]]), dim=1)
     mean.sum().backward()
     assert mean.tolist() == [3.0]
-    assert tensor.grad.tolist() == [[0.5, 0.0, 0.5]]
+    assert grad_of(tensor).tolist() == [[0.5, 0.0, 0.5]]
 
 
 @given(
@@ -305,13 +306,13 @@ def grpo_step(inputs):
 
 def test_grpo_microbatch_train_step_grpo_clip(numpy_snapshot, inputs):
     loss = grpo_step(inputs)
-    numpy_snapshot.assert_match({"loss": loss, "gradient": inputs["policy_log_probs"].grad})
+    numpy_snapshot.assert_match({"loss": loss, "gradient": grad_of(inputs["policy_log_probs"])})
 
 
 def test_grpo_microbatch_train_step_grpo_clip_10_steps(numpy_snapshot, inputs):
     losses = [grpo_step(inputs) for _ in range(10)]
     assert len({loss.item() for loss in losses}) == 1
-    numpy_snapshot.assert_match({"loss": losses[0], "gradient": inputs["policy_log_probs"].grad})
+    numpy_snapshot.assert_match({"loss": losses[0], "gradient": grad_of(inputs["policy_log_probs"])})
 
 
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
@@ -327,10 +328,10 @@ def test_grpo_microbatch_train_step_against_reference(loss_type, rows):
         mask[0] = False  # an empty response still counts in the divisor
     loss, _ = run_grpo_microbatch_train_step(policy, mask, 3, loss_type, rewards, advantages, old, 0.2)
     arrays = [tensor.detach().double().numpy() for tensor in (policy, rewards, advantages, old)]
-    token_loss, token_gradient = references.policy_gradient(loss_type, *arrays, 0.2)
+    token_loss, token_gradient = references.policy_gradient(loss_type, *arrays, cliprange=0.2)
     expected, gradient = references.grpo_step(token_loss, token_gradient, mask.numpy(), 3)
     np.testing.assert_allclose(loss, expected, rtol=1e-5, atol=1e-8)
-    np.testing.assert_allclose(policy.grad, gradient, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(grad_of(policy), gradient, rtol=1e-5, atol=1e-8)
 
 
 def test_grpo_microbatch_train_step_by_hand():
@@ -344,7 +345,7 @@ def test_grpo_microbatch_train_step_by_hand():
     )
     assert loss.item() == 4.5 / 4
     assert not loss.requires_grad
-    assert log_probs.grad.tolist() == [[-3 / 8, -3 / 8, 0.0], [0.0, 0.0, 0.0]]
+    assert grad_of(log_probs).tolist() == [[-3 / 8, -3 / 8, 0.0], [0.0, 0.0, 0.0]]
     assert metadata["response_tokens"].item() == 2
     assert "clip_fraction" not in metadata
 
@@ -374,9 +375,9 @@ def test_grpo_microbatch_train_step_ignores_padding(loss_type, padding):
     one = torch.ones(1, 1)
     loss, _ = run_grpo_microbatch_train_step(policy, torch.tensor([[1, 0]]), 1, loss_type, one, one, old, 0.2)
     assert math.isfinite(loss.item())
-    assert math.isfinite(policy.grad[0, 0].item())
-    assert policy.grad[0, 0] != 0
-    assert policy.grad[0, 1] == 0
+    assert math.isfinite(grad_of(policy)[0, 0].item())
+    assert grad_of(policy)[0, 0] != 0
+    assert grad_of(policy)[0, 1] == 0
 
 
 def test_grpo_microbatch_train_step_all_masked_is_zero():
@@ -384,7 +385,7 @@ def test_grpo_microbatch_train_step_all_masked_is_zero():
     ones = torch.ones(2, 1)
     loss, _ = run_grpo_microbatch_train_step(policy, torch.zeros(2, 3), 1, "no_baseline", raw_rewards=ones)
     assert loss.item() == 0
-    assert policy.grad.tolist() == [[0.0] * 3] * 2
+    assert grad_of(policy).tolist() == [[0.0] * 3] * 2
 
 
 def test_sequences_without_advantage_leave_no_gradient():
@@ -392,5 +393,5 @@ def test_sequences_without_advantage_leave_no_gradient():
     mask = torch.ones(2, 3, dtype=torch.bool)
     advantages = torch.tensor([[0.0], [1.0]])
     run_grpo_microbatch_train_step(policy, mask, 1, "grpo_clip", None, advantages, policy.detach(), 0.2)
-    assert policy.grad[0].tolist() == [0.0] * 3
-    assert (policy.grad[1] != 0).all()
+    assert grad_of(policy)[0].tolist() == [0.0] * 3
+    assert (grad_of(policy)[1] != 0).all()

@@ -20,6 +20,7 @@ from tests.adapters import (
     run_sft_microbatch_train_step,
     run_tokenize_prompt_and_output,
 )
+from tests.common import grad_of
 
 
 def test_tokenize_prompt_and_output(numpy_snapshot, tokenizer):
@@ -31,11 +32,13 @@ def test_tokenize_prompt_and_output_by_hand():
     # Ids are the characters' codes. "ab" + "xyz" and "c" + "w", padded to 5 columns, then cut to 4:
     #   ids a b x y z    input a b x y    labels b x y z    response x y z are labels 1, 2, 3
     #       c w 0 0 0          c w 0 0           w 0 0 0    response w is label 0
-    def tokenizer(text, add_special_tokens=True):
-        return {"input_ids": [ord(character) for character in text]}
+    class CharacterTokenizer:
+        pad_token_id, eos_token_id = 0, None
 
-    tokenizer.pad_token_id, tokenizer.eos_token_id = 0, None
-    output = run_tokenize_prompt_and_output(["ab", "c"], ["xyz", "w"], tokenizer)
+        def __call__(self, text, add_special_tokens=True):
+            return {"input_ids": [ord(character) for character in text]}
+
+    output = run_tokenize_prompt_and_output(["ab", "c"], ["xyz", "w"], CharacterTokenizer())
     a, b, c, w, x, y, z = map(ord, "abcwxyz")
     assert output["input_ids"].tolist() == [[a, b, x, y], [c, w, 0, 0]]
     assert output["labels"].tolist() == [[b, x, y, z], [w, 0, 0, 0]]
@@ -104,7 +107,7 @@ def test_compute_entropy_against_reference(inputs):
     np.testing.assert_allclose(entropy.detach(), expected, rtol=1e-5)
     entropy.sum().backward()
     expected = references.entropy_gradient(logits.detach().double().numpy())
-    np.testing.assert_allclose(logits.grad, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(grad_of(logits), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_compute_entropy_extreme_logits():
@@ -113,14 +116,14 @@ def test_compute_entropy_extreme_logits():
     entropy = run_compute_entropy(logits)
     torch.testing.assert_close(entropy, torch.tensor([[math.log(2), math.log(3)]]), rtol=1e-6, atol=0)
     entropy.sum().backward()
-    assert torch.isfinite(logits.grad).all()
+    assert torch.isfinite(grad_of(logits)).all()
 
 
 def test_compute_entropy_gradient_with_impossible_tokens():
     logits = torch.tensor([[[1.0, 2.0, -math.inf]]], dtype=torch.float64, requires_grad=True)
     run_compute_entropy(logits).sum().backward()
     expected = references.entropy_gradient(np.array([1.0, 2.0]))
-    np.testing.assert_allclose(logits.grad[0, 0], [*expected, 0.0], rtol=1e-12)
+    np.testing.assert_allclose(grad_of(logits)[0, 0], [*expected, 0.0], rtol=1e-12)
 
 
 def test_compute_entropy_takes_bfloat16_to_float32():
@@ -165,7 +168,7 @@ def test_get_response_log_probs_against_reference():
     # d log p_label / dz = 1[v = label] - p_v
     output["log_probs"].sum().backward()
     expected = np.eye(7)[labels] - np.exp(log_p)
-    np.testing.assert_allclose(model.logits.grad, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(grad_of(model.logits), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_get_response_log_probs_bfloat16_logits_and_impossible_tokens():
@@ -228,7 +231,7 @@ def test_masked_normalize_ignores_what_it_masks():
     total = run_masked_normalize(tensor, torch.tensor([[True, False, False]]), dim=1)
     total.sum().backward()
     assert total.tolist() == [1.0]
-    assert tensor.grad.tolist() == [[1.0, 0.0, 0.0]]
+    assert grad_of(tensor).tolist() == [[1.0, 0.0, 0.0]]
 
 
 def test_masked_normalize_all_masked_is_zero():
@@ -245,14 +248,14 @@ def test_sft_microbatch_train_step(numpy_snapshot, inputs):
     loss, _ = run_sft_microbatch_train_step(
         inputs["policy_log_probs"], inputs["mask"], snapshot_cases.GRADIENT_ACCUMULATION_STEPS, 1.0
     )
-    numpy_snapshot.assert_match({"loss": loss, "gradient": inputs["policy_log_probs"].grad})
+    numpy_snapshot.assert_match({"loss": loss, "gradient": grad_of(inputs["policy_log_probs"])})
 
 
 def test_sft_microbatch_train_step_normalize(numpy_snapshot, inputs):
     loss, _ = run_sft_microbatch_train_step(
         inputs["policy_log_probs"], inputs["mask"], snapshot_cases.GRADIENT_ACCUMULATION_STEPS, 100.0
     )
-    numpy_snapshot.assert_match({"loss": loss, "gradient": inputs["policy_log_probs"].grad})
+    numpy_snapshot.assert_match({"loss": loss, "gradient": grad_of(inputs["policy_log_probs"])})
 
 
 def test_sft_microbatch_train_step_10_steps(numpy_snapshot, inputs):
@@ -264,7 +267,7 @@ def test_sft_microbatch_train_step_10_steps(numpy_snapshot, inputs):
         for _ in range(10)
     ]
     assert len({loss.item() for loss in losses}) == 1
-    numpy_snapshot.assert_match({"loss": losses[0], "gradient": inputs["policy_log_probs"].grad})
+    numpy_snapshot.assert_match({"loss": losses[0], "gradient": grad_of(inputs["policy_log_probs"])})
 
 
 def test_sft_microbatch_train_step_by_hand():
@@ -275,7 +278,7 @@ def test_sft_microbatch_train_step_by_hand():
     loss, metadata = run_sft_microbatch_train_step(log_probs, mask, 4, 2.0)
     assert loss.item() == 0.5
     assert not loss.requires_grad
-    assert log_probs.grad.tolist() == [[-1 / 16, -1 / 16, 0.0], [0.0, 0.0, -1 / 16]]
+    assert grad_of(log_probs).tolist() == [[-1 / 16, -1 / 16, 0.0], [0.0, 0.0, -1 / 16]]
     assert metadata["response_tokens"].item() == 3
 
 
@@ -288,20 +291,20 @@ def test_sft_microbatch_train_step_against_reference(rows):
     loss, _ = run_sft_microbatch_train_step(log_probs, mask, 3, 5.0)
     expected, gradient = references.sft_step(log_probs.detach().double().numpy(), mask.numpy(), 3, 5.0)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    np.testing.assert_allclose(log_probs.grad, gradient, rtol=1e-5)
+    np.testing.assert_allclose(grad_of(log_probs), gradient, rtol=1e-5)
 
 
 def test_sft_microbatch_train_step_bfloat16():
     log_probs = torch.tensor([[-1.0, -2.0]]).bfloat16().requires_grad_()
     loss, _ = run_sft_microbatch_train_step(log_probs, torch.ones(1, 2, dtype=torch.bool), 1)
     assert loss.item() == 3.0
-    assert log_probs.grad.tolist() == [[-1.0, -1.0]]
+    assert grad_of(log_probs).tolist() == [[-1.0, -1.0]]
 
 
 def test_any_split_into_microbatches_gives_the_same_gradient():
     # Three sequences as 3, as 2 + 1 and as 1 + 1 + 1: each weighs a third.
     for split in ([3], [2, 1], [1, 1, 1]):
         losses = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
-        total = sum(backward_sequence_losses(part, train_batch_size=3) for part in losses.split(split))
-        assert total.item() == pytest.approx(3.0)
-        torch.testing.assert_close(losses.grad, torch.full((3,), 1 / 3), rtol=1e-6, atol=0)
+        total = sum(backward_sequence_losses(part, train_batch_size=3).item() for part in losses.split(split))
+        assert total == pytest.approx(3.0)
+        torch.testing.assert_close(grad_of(losses), torch.full((3,), 1 / 3), rtol=1e-6, atol=0)

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Run the tests, write test_results.xml, and zip the project into cs336_alignment_submission.zip.
+# A red test run is reported loudly and is this script's exit status; the zip is made all the same.
+set -uo pipefail
+cd "$(dirname "$0")"
+
+uv run pytest --junitxml=test_results.xml
+tests=$?
+uv run python scripts/make_submission.py || exit 1
+
+if [ "$tests" -ne 0 ]; then
+    printf '\n%s\n%s\n%s\n' \
+        '******************************************************************' \
+        '*  TESTS FAILED. The zip holds code that does not pass its tests. *' \
+        '******************************************************************' >&2
+fi
+exit "$tests"
