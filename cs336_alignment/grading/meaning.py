@@ -13,6 +13,7 @@ from cs336_alignment.grading.verdict import Verdict
 
 # A choice's letter, or several: A, (B), "Option C", "A) and C)".
 _CHOICE = re.compile(r"(?:(?:option|choice|answer):? )?\(?([A-J]|[IVX]{1,4})\)?[.:)]?", re.IGNORECASE)
+_LONGEST_CHOICE = 80
 _LIST_SEPARATOR = re.compile(r",? and |, ?| ")
 _PREAMBLE_END = re.compile(r"\b(?:is|are|equals|be|was|were)\b|[:=]")
 _ARTICLE = re.compile(r"(?:an?|the|on|in|at) ")
@@ -27,8 +28,9 @@ def judge_by_meaning(answer: str, gold: str) -> Verdict | None:
         return Verdict(False, "too long to read", undecided=True)
     answer, gold = clean(answer), clean(gold)
     try:
-        if choices := _choices(gold, only_capitals=True):
-            return _judge_choices(answer, choices)
+        choice = _judge_choices(answer, gold)
+        if choice is not None:
+            return choice
         gold_value = _read_or_none(gold)
         if gold_value is None or isinstance(gold_value, Words):
             return _judge_words(answer, gold)
@@ -78,22 +80,23 @@ def _after_preamble(text: str) -> str:
     return text[start:].strip()
 
 
-def _choices(text: str, only_capitals: bool = False) -> list[str]:
-    """The letters of a choice, sorted; none where the text is something else."""
-    if len(text) > 80:
-        return []
-    matches = [_CHOICE.fullmatch(part) for part in _LIST_SEPARATOR.split(text.strip(" ."))]
-    if len(text.split()) == 2 and (whole := _CHOICE.fullmatch(text.strip(" ."))):
-        matches = [whole]
-    letters = [match[1] for match in matches if match]
-    if len(letters) < len(matches) or (only_capitals and not "".join(letters).isupper()):
-        return []
-    return sorted(letter.upper() for letter in letters)
+def _judge_choices(answer: str, gold: str) -> Verdict | None:
+    """Compare choices; None where there are none. One of the two has to be in capitals: a and b alone are variables."""
+    chosen, answered = _choices(gold), _choices(answer) or _choices(_after_preamble(answer))
+    if not chosen or not answered or not (chosen.isupper() or answered.isupper()):
+        return None
+    return Verdict(chosen.upper() == answered.upper(), "same choice")
 
 
-def _judge_choices(answer: str, gold: list[str]) -> Verdict:
-    answered = _choices(answer) or _choices(_after_preamble(answer))
-    return Verdict(answered == gold, "same choice")
+def _choices(text: str) -> str:
+    """The letters of a choice, or of several; "" where the text is something else."""
+    text = text.strip(" .")
+    if len(text) > _LONGEST_CHOICE:
+        return ""
+    if single := _CHOICE.fullmatch(text):
+        return single[1]
+    matches = [_CHOICE.fullmatch(part) for part in _LIST_SEPARATOR.split(text)]
+    return "|".join(sorted(match[1] for match in matches if match)) if all(matches) else ""
 
 
 def _judge_words(answer: str, gold: str) -> Verdict:
