@@ -33,8 +33,8 @@ _DENIED_BEFORE = re.compile(r"\b(?:not|never|n't|isn't|wasn't|no longer|but|than
 _BUT = re.compile(r"(?<!anything )(?<!all )(?<!everything )\bbut \W*$")
 _DENIED_AFTER = re.compile(r"\s*(?:\w+ )?(?:is|was|would be) (?:wrong|incorrect|not|false)\b")
 _BOUND_BEFORE = re.compile(
-    r"\b(?:(?:less|more|fewer|greater|larger|smaller|other|rather) than|at (?:least|most)|under|below|above|up to|except"
-    r"|(?:anything|everything|all) but|between|from|minimum of|maximum of)(?: about)? \W*$"
+    r"\b(?:(?:less|more|fewer|greater|larger|smaller|other|rather) than|at (?:least|most)|under|below|above|up to"
+    r"|except|(?:anything|everything|all) but|between|from|minimum of|maximum of)(?: about)? \W*$"
 )
 _CIRCUMSTANCE_BEFORE = re.compile(
     r"\b(?:in|after|over|within|during|per|every|among|before|since|by|from|with|at|for each of|between|than|first|day"

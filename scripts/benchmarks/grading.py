@@ -21,7 +21,8 @@ from cs336_alignment.drgrpo_grader import r1_zero_reward_fn
 Row = tuple[str, str]
 FORMS = (
     "{n}", "{n}.00", "${n}", "\\${n}", "{n} dollars", "$\\boxed{{{n}}}$", "{n}\\text{{ cm}}", "The answer is {n}.",
-    "She has {n} apples left.", "12 + {m} = {n}", "**{n}**", "{n}%", "x = {n}", "{n} eggs per day", "\\frac{{{n}}}{{1}}",
+    "She has {n} apples left.", "12 + {m} = {n}", "**{n}**", "{n}%", "x = {n}", "{n} eggs per day",
+    "\\frac{{{n}}}{{1}}",
 )  # fmt: skip
 
 
