@@ -73,7 +73,10 @@ def test_compute_group_normalized_rewards_by_hand():
     assert metadata["zero_std_groups"] == 0.5
     assert metadata["format_reward_mean"] == 1.0
     assert metadata["answer_reward_mean"] == 0.75
-    assert "reward" not in metadata
+    assert set(metadata) == {
+        *("reward_mean", "reward_std", "reward_min", "reward_max"),
+        *("format_reward_mean", "answer_reward_mean", "zero_std_groups"),
+    }
 
 
 def test_compute_group_normalized_rewards_without_std():
@@ -83,9 +86,12 @@ def test_compute_group_normalized_rewards_without_std():
 
 def test_equal_rewards_give_exactly_zero():
     # 0.1 is not a binary fraction: the mean of three is off by a rounding error, which / eps would be 1e-10 and more.
-    rewards = torch.full((6,), 0.1, dtype=torch.float64)
+    # Other groups, with higher and lower rewards, have no say in it.
+    rewards = torch.tensor([0.1, 0.1, 0.1, 0.0, 1.0, 0.0], dtype=torch.float64)
     for by_std in (True, False):
-        assert group_normalized_advantages(rewards, 3, 1e-6, by_std).tolist() == [0.0] * 6
+        advantages = group_normalized_advantages(rewards, 3, 1e-6, by_std)
+        assert advantages[:3].tolist() == [0.0] * 3
+        assert (advantages[3:] != 0).all()
 
 
 @given(
@@ -194,7 +200,9 @@ def test_compute_policy_gradient_loss_grpo_no_clip(numpy_snapshot, inputs):
 
 
 def test_compute_policy_gradient_loss_refuses_an_unknown_type(inputs):
-    with pytest.raises(ValueError, match="unknown loss_type 'ppo'"):
+    with pytest.raises(
+        ValueError, match=r"'ppo'; choose one of no_baseline, reinforce_with_baseline,"
+    ):
         run_compute_policy_gradient_loss(inputs["policy_log_probs"], "ppo", None, None, None, None)
 
 

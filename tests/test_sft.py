@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from cs336_alignment.numerics.log_probs import sampling_logits
 from cs336_alignment.numerics.tokenization import padding_id
-from cs336_alignment.training.microbatch import backward_sequence_losses
+from cs336_alignment.training.microbatch import (
+    backward_sequence_losses,
+    sft_microbatch_train_step,
+    sft_sequence_losses,
+)
 from tests import references, snapshot_cases
 from tests.adapters import (
     run_compute_entropy,
@@ -195,6 +199,8 @@ def test_sampling_logits_by_hand():
     scaled = sampling_logits(logits, temperature=2.0, vocab_size=2)
     assert scaled.dtype == torch.float32
     assert scaled.tolist() == [[1.0, 2.0, -math.inf]]
+    three_dimensional = sampling_logits(logits.expand(1, 2, 3), vocab_size=2)
+    assert three_dimensional.tolist() == [[[2.0, 4.0, -math.inf]] * 2]
     assert sampling_logits(logits).tolist() == [[2.0, 4.0, 6.0]]
     assert sampling_logits(logits, vocab_size=3).tolist() == [[2.0, 4.0, 6.0]]
     for temperature in (0.0, -1.0):
@@ -280,6 +286,13 @@ def test_sft_microbatch_train_step_by_hand():
     assert not loss.requires_grad
     assert grad_of(log_probs).tolist() == [[-1 / 16, -1 / 16, 0.0], [0.0, 0.0, -1 / 16]]
     assert metadata["response_tokens"].item() == 3
+
+
+def test_sft_losses_are_not_rescaled_by_default():
+    log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
+    mask = torch.ones(1, 2)
+    assert sft_sequence_losses(log_probs, mask).tolist() == [3.0]
+    assert sft_microbatch_train_step(log_probs, mask, 1)[0].item() == 3.0
 
 
 @pytest.mark.parametrize("rows", [1, 3])

@@ -26,9 +26,9 @@ def compute_group_normalized_rewards(
         normalize_by_std: divide by the group's standard deviation (GRPO); otherwise only subtract the mean (Dr. GRPO).
 
     Returns:
-        `advantages` and `raw_rewards`, float32 (rollouts,), and metadata: `reward_mean`, `reward_std`, `reward_min`,
-        `reward_max` and the means of the other reward components over all rollouts, and `zero_std_groups`, the share
-        of groups whose rewards are all the same.
+        `advantages` and `raw_rewards`, float32 (rollouts,), and metadata: `reward_std`, `reward_min` and `reward_max`
+        over all rollouts, the mean of each reward component, as in `format_reward_mean`, and `zero_std_groups`, the
+        share of groups whose rewards are all the same.
 
     Raises:
         ValueError: the group size is below 2 or does not divide the number of responses, or there are not as many
@@ -38,17 +38,16 @@ def compute_group_normalized_rewards(
     """
     if len(rollout_responses) != len(repeated_ground_truths):
         raise ValueError(f"{len(rollout_responses)} responses but {len(repeated_ground_truths)} ground truths")
-    graded = [reward_fn(*pair) for pair in zip(rollout_responses, repeated_ground_truths, strict=True)]
+    graded = list(map(reward_fn, rollout_responses, repeated_ground_truths))
     rewards = torch.tensor([scores["reward"] for scores in graded], dtype=torch.float64)
     advantages = group_normalized_advantages(rewards, group_size, advantage_eps, normalize_by_std)
     metadata = {
-        "reward_mean": rewards.mean().item(),
         "reward_std": rewards.std().item(),
         "reward_min": rewards.min().item(),
         "reward_max": rewards.max().item(),
         "zero_std_groups": _is_constant(rewards.view(-1, group_size)).double().mean().item(),
     }
-    for component in graded[0].keys() - {"reward"}:
+    for component in graded[0]:
         metadata[f"{component}_mean"] = sum(scores[component] for scores in graded) / len(graded)
     return advantages.float(), rewards.float(), metadata
 
