@@ -129,9 +129,11 @@ INJECTIONS = """\
 import pathlib
 from cs336_alignment.drgrpo_grader import r1_zero_reward_fn
 touch = "__import__('pathlib').Path('pwned').touch()"
-payloads = [touch, f"({touch})+1", f"sympify({touch!r})", f"\\\\frac{{{touch}}}{{2}}", f"f'{{{touch}}}'", f"N({touch!r})",
-            f"exec({touch!r})", "open('pwned','w')", "\\\\immediate\\\\write18{touch pwned}", "; touch pwned", f"{touch}^2",
-            f"sqrt({touch})", f"[{touch} for x in (1,)]", f"lambda: {touch}"]
+payloads = [
+    touch, f"({touch})+1", f"sympify({touch!r})", f"\\\\frac{{{touch}}}{{2}}", f"f'{{{touch}}}'", f"N({touch!r})",
+    f"exec({touch!r})", "open('pwned','w')", "\\\\immediate\\\\write18{touch pwned}", "; touch pwned", f"{touch}^2",
+    f"sqrt({touch})", f"[{touch} for x in (1,)]", f"lambda: {touch}",
+]
 for payload in payloads:
     for gold in ("18", "0.5", "x", "(1,2)", payload):
         for fast in (True, False):

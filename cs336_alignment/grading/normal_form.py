@@ -57,11 +57,11 @@ def _as_integer(text: str) -> str:
     number = _read_float(text)
     if number is None or abs(number - round(number)) > _NEAR_INTEGER:
         return text
-    return str(int(text)) if text.strip().lstrip("+-").isdecimal() else str(round(number))
+    return str(int(text.strip())) if text.strip().lstrip("+-").isdecimal() else str(round(number))
 
 
 def _read_float(text: str) -> float | None:
     if len(text) > _LONGEST_FLOAT or not _FLOAT.fullmatch(text):
         return None
-    number = float(text)
+    number = float(text.strip())
     return number if abs(number) != float("inf") else None

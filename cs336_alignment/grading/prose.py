@@ -38,16 +38,21 @@ _BOUND_BEFORE = re.compile(
 )
 _CIRCUMSTANCE_BEFORE = re.compile(
     r"\b(?:in|after|over|within|during|per|every|among|before|since|by|from|with|at|for each of|between|than|first|day"
-    r"|step|week|next|last|these|those|all|the|of the|each of the)(?: the)? \W*$"
+    r"|step|week|next|last|these|those|all|the|of the|each of the"
+    r"|to (?:make|clean|travel|reach|finish|complete|fill|cover|groom|walk|run|drive))(?: the)? \W*$"
 )
 _QUALIFIER = re.compile(
     r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on) \W*|\s*(?:is|was) the\b.*"
 )
-_COMPOUND_GAP = re.compile(r"\s*(?!(?:is|are|was|so|equals|makes|gives|of|per|for|in|at|by|to|on)\b)[a-z]+,? (?:and )?")
-_ALTERNATIVE_GAP = re.compile(r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)\W*")
-_REASON = re.compile(r"\(?\b(?:because|since|as we know|given that)\b.*")
-_REMARK = re.compile(r"\([^()]*\)")
-_CUE = re.compile(r"\b(?:answer|ans|result)\b")
+_COMPOUND_GAP = re.compile(
+    r"\s*(?!(?:is|are|was|were|so|equals|makes|gives|of|per|for|in|at|by|to|on|after|before|over|with|from|than|times|x"
+    r"|because|within)\b)[a-z]+,? (?:and )?"
+)
+_ALTERNATIVE_GAP = re.compile(r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)[^\w=]*")
+_REASON = re.compile(r"\(?\b(?:because|since|as we know|given that)\b(?:[^,\n]|,(?=\d))*,?")
+_REMARK = re.compile(r"(?<=[\w.])\s\([^()]*\)")
+_CUE = re.compile(r"\b(?:answer|ans|result|round(?:s|ed)?(?: up| down)? to)\b")
+_ANSWER_AFTER = re.compile(r"[^\d.=]{0,30}?\bis (?:the|our|my) (?:final |correct )?answer\b")
 _SENTENCE_END = re.compile(r"(?<=[^\s.])[.!?;](?=\s+\S)|\n")
 _WORD = re.compile(r"[a-z]+")
 _MAX_CHARACTERS = 4_000
@@ -124,6 +129,9 @@ def _choose(text: str, mentions: list[_Mention]) -> _Mention | None:
 
 
 def _after_cue(text: str, mentions: list[_Mention]) -> _Mention | None:
+    for mention in mentions:
+        if _ANSWER_AFTER.match(text, mention.end):
+            return mention
     cues = [match.end() for match in _CUE.finditer(text)]
     for cue in reversed(cues):
         following = [mention for mention in mentions if mention.start >= cue]
@@ -136,7 +144,7 @@ def _after_cue(text: str, mentions: list[_Mention]) -> _Mention | None:
 
 
 def _after_equals(text: str, start: int, mentions: list[_Mention]) -> _Mention | None:
-    """The first mention after the last equals sign, if a mention follows it at once."""
+    """The first mention after the last equals sign that has one after it."""
     equals = text.rfind("=", start, mentions[-1].start)
     return next((mention for mention in mentions if equals >= 0 and mention.start > equals), None)
 

@@ -377,6 +377,8 @@ def _read_quantity(tokens: list[Token]) -> Value:
     if not head:
         raise UnreadableError("words before mathematics")
     expression = parse(head)
+    if variables(expression) and not all(is_unit(token.text) for token in tail if token.kind == "word"):
+        raise UnreadableError("a sentence that begins like a product of letters")
     percent = bool(tail) and tail[0].is_mark("%")
     tail = tail[1:] if percent else tail
     if tail and tail[0].text in _MULTIPLIERS:
