@@ -246,13 +246,13 @@ THREE_STEPS = (
 )
 
 LEVELS = (
-    Level(TWO_STEPS, amount=(2, 20), factor=(2, 5), total=(20, 60)),
-    Level(TWO_STEPS, amount=(11, 60), factor=(2, 6), total=(100, 250)),
-    Level(THREE_STEPS, amount=(6, 40), factor=(2, 6), total=(100, 250)),
+    Level(TWO_STEPS, amount=(2, 12), factor=(2, 4), total=(15, 40)),
+    Level(TWO_STEPS, amount=(5, 30), factor=(2, 5), total=(60, 120)),
+    Level(THREE_STEPS, amount=(3, 20), factor=(2, 4), total=(50, 120)),
 )
 
 _OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.floordiv}
-_LARGEST = 400
+_LARGEST = 200
 
 
 def generate(count: int, seed: int, exclude: Collection[str] = ()) -> list[Example]:

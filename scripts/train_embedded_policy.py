@@ -1,0 +1,209 @@
+"""Train the embedded policy from scratch: a small Qwen2 with its own tokenizer, written to data/policy.
+
+    python scripts/train_embedded_policy.py [--output DIR] [--steps N ...]
+
+It is a language model of worked solutions, stopped early on purpose. It reads the arithmetic training split and more
+problems from the same templates, none of them in dev or test, and it reads them as the web would have them: some
+solutions carry the tags that the r1_zero prompt asks for, others end in "The answer is 12.", and some writers do the
+sums in their heads. So it knows the answer format and the arithmetic, and uses neither reliably: that is left to SFT,
+expert iteration and GRPO. Two minutes on two cores; on one machine, a run gives the same weights, bit for bit.
+"""
+
+import hashlib
+import math
+import os
+import random
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from tokenizers import AddedToken
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+
+from cs336_alignment.prompts import fill, load_template
+from cs336_alignment.tasks.arithmetic import SPLIT_SIZES, Example, generate, splits
+from cs336_alignment.tasks.gsm8k import parse_answer
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+R1_ZERO = load_template("r1_zero")
+END, PAD = "<|endoftext|>", "<|pad|>"
+END_ID, PAD_ID = 0, 1  # a tokenizer numbers its special tokens first
+IGNORED = -100
+
+# How the writers of the corpus end a solution, and how often. The first is the form that the r1_zero grader accepts.
+ENDINGS = (
+    (" {rationale} </think> <answer> {gold} </answer>", 50),
+    (" {rationale} The answer is {gold}.", 16),
+    (" {rationale} </think> The answer is {gold}.", 12),
+    (" {rationale}\n#### {gold}", 10),
+    (" {rationale} <answer> {gold} </answer>", 6),
+    (" {rationale} </think><answer> {gold} </answer>", 6),
+)
+BOXED_ENDING = "\n{rationale} The answer is \\boxed{{{gold}}}."
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the command; the defaults make the committed policy."""
+
+    output: Path = DATA / "policy"
+    """Folder for the model and the tokenizer."""
+    steps: int = 1400
+    """Optimiser steps, each on new problems; the knob for how unfinished the policy is."""
+    batch_size: int = 32
+    """Documents a step."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule: linear warm-up over a tenth of the steps, then a cosine down to a tenth of the peak."""
+    hasty_share: float = 0.15
+    """Share of solutions that state only the result of the last step, the sums done in the writer's head."""
+    boxed_share: float = 0.04
+    r"""Share of documents in the question_only form: the bare question, and an answer in \boxed{}."""
+    hidden_size: int = 128
+    """Width of the model; heads of 32."""
+    layers: int = 4
+    """Depth of the model."""
+    vocab_size: int = 1024
+    """Tokens, all told."""
+    seed: int = 5
+    """Seed of the problems, the documents and the initial weights."""
+    threads: int = 2
+    """Torch threads; another number changes the order of float additions and so the weights."""
+
+
+def corpus(config: Config) -> list[Example]:
+    """The training split and as many new problems as the steps need, with no question of any split among them."""
+    committed = splits()
+    questions = [example.question for examples in committed.values() for example in examples]
+    more = config.steps * config.batch_size - len(committed["train"])
+    return committed["train"] + generate(more, config.seed, exclude=questions)
+
+
+def document(example: Example, config: Config, rng: random.Random) -> tuple[str, str]:
+    """One problem as (prompt, response), in the manner of one of the corpus's writers."""
+    gold, rationale = parse_answer(example.answer)
+    if rng.random() < config.hasty_share:
+        rationale = re.sub(r"\d+ [-+*/] \d+ = ", "", rationale.splitlines()[-1])
+    if rng.random() < config.boxed_share:
+        return example.question, BOXED_ENDING.format(rationale=rationale, gold=gold)
+    ending = rng.choices([text for text, _ in ENDINGS], [weight for _, weight in ENDINGS])[0]
+    return fill(R1_ZERO, question=example.question), ending.format(rationale=rationale, gold=gold)
+
+
+def build_tokenizer(examples: list[Example], vocab_size: int) -> Qwen2Tokenizer:
+    """Byte-level BPE with single digits; the fixed parts of the r1_zero prompt and the tags are ordinary tokens.
+
+    It is trained as a Qwen2Tokenizer because that is what AutoTokenizer makes of any tokenizer.json beside a Qwen2
+    model: a pre-tokenizer of another kind would be replaced on loading, without a word.
+    """
+    head, tail = R1_ZERO.split("{question}")
+    ordinary = [head, tail, "<think>", "</think>", "<answer>", "</answer>"]
+    texts = [f"{example.question} {parse_answer(example.answer)[1]}" for example in examples]
+    texts += [ending.format(rationale="", gold="") for ending in (*dict(ENDINGS), BOXED_ENDING)] * 100
+    untrained = Qwen2Tokenizer(eos_token=END, pad_token=PAD)
+    tokenizer = untrained.train_new_from_iterator(texts, vocab_size - len(ordinary), show_progress=False)
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in ordinary])
+    return tokenizer
+
+
+def build_model(config: Config) -> Qwen2ForCausalLM:
+    heads = config.hidden_size // 32
+    model_config = Qwen2Config(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.hidden_size * 3,
+        num_hidden_layers=config.layers,
+        num_attention_heads=heads,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.06,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=END_ID,
+        pad_token_id=PAD_ID,
+    )
+    torch.manual_seed(config.seed)
+    return Qwen2ForCausalLM(model_config)
+
+
+def batches(
+    documents: list[tuple[str, str]], tokenizer: Qwen2Tokenizer, config: Config, rng: random.Random
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(ids, labels) of documents of similar length, `batch_size` at a time; only the responses are labels."""
+    prompts = tokenizer([prompt for prompt, _ in documents])["input_ids"]
+    responses = tokenizer([response + END for _, response in documents])["input_ids"]
+    rows = sorted(zip(prompts, responses, strict=True), key=lambda row: len(row[0]) + len(row[1]))
+    starts = list(range(0, len(rows), config.batch_size))
+    rng.shuffle(starts)
+    for start in starts:
+        batch = rows[start : start + config.batch_size]
+        ids = [torch.tensor(prompt + response) for prompt, response in batch]
+        labels = [torch.tensor([IGNORED] * len(prompt) + response) for prompt, response in batch]
+        yield (
+            pad_sequence(ids, batch_first=True),
+            pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+        )
+
+
+def learning_rate(step: int, config: Config) -> float:
+    warmup = config.steps // 10
+    if step < warmup:
+        return config.learning_rate * (step + 1) / warmup
+    progress = (step - warmup) / (config.steps - warmup)
+    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
+
+
+def train(model: Qwen2ForCausalLM, batches: Iterator[tuple[Tensor, Tensor]], config: Config) -> None:
+    """Next-token prediction on the responses; the questions are noise that a model of this size need not learn."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    started = time.monotonic()
+    for step, (ids, labels) in enumerate(batches, start=1):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        # Padding stands on the right, where a causal model's real tokens never look: no attention mask is needed.
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+        targets = labels[:, 1:]
+        kept = targets != IGNORED
+        loss = F.cross_entropy(model.lm_head(hidden[kept]), targets[kept])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            print(f"step {step}  loss {loss.item():.4f}  {time.monotonic() - started:.0f} s", flush=True)
+
+
+def save(model: Qwen2ForCausalLM, tokenizer: Qwen2Tokenizer, output: Path) -> None:
+    """Write beside the target first and move file by file: a broken run leaves no half-written file."""
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output) as folder:
+        model.generation_config = GenerationConfig(eos_token_id=END_ID, pad_token_id=PAD_ID)
+        model.to(torch.bfloat16).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+        tokenizer.save_pretrained(folder)
+        for path in sorted(Path(folder).iterdir()):
+            os.replace(path, output / path.name)
+            print(hashlib.sha256((output / path.name).read_bytes()).hexdigest(), path.name)
+
+
+def main(config: Config) -> None:
+    torch.set_num_threads(config.threads)
+    torch.use_deterministic_algorithms(True)
+    examples = corpus(config)
+    rng = random.Random(config.seed)
+    documents = [document(example, config, rng) for example in examples]
+    tokenizer = build_tokenizer(examples[: SPLIT_SIZES["train"]], config.vocab_size)
+    model = build_model(config)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(documents):,} documents")
+    train(model, batches(documents, tokenizer, config, rng), config)
+    save(model, tokenizer, config.output)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))
