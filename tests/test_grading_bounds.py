@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -45,29 +46,34 @@ REPEATED = [
 GOLDS = ["18", "\\frac{1}{2}", "x", "\\{1,2\\}", "\\text{yes}"]
 
 
+def in_time(call: Callable[[], bool]) -> bool:
+    """What the call returns, which must not take longer than `SECONDS`; twice, since a machine may stall once."""
+    for last in (False, True):
+        start = time.perf_counter()
+        result = call()
+        seconds = time.perf_counter() - start
+        if seconds < SECONDS:
+            break
+        assert not last, f"{seconds:.2f} s"
+    return result
+
+
 @pytest.mark.parametrize("text", [*HUGE, *(piece * (SIZE // len(piece)) for piece in REPEATED)], ids=lambda t: t[:12])
 def test_hostile_answers_take_less_than_a_second(text: str):
     for gold in GOLDS:
         for fast in (True, False):
-            start = time.perf_counter()
-            verdict = judge(text, gold, fast)
-            assert time.perf_counter() - start < SECONDS
-            assert not verdict.equal
+            assert in_time(lambda gold=gold, fast=fast: not judge(text, gold, fast).equal)
 
 
 @pytest.mark.parametrize("text", HUGE)
 def test_hostile_golds_too(text: str):
-    start = time.perf_counter()
-    assert not judge("18", text, fast=False).equal
-    assert judge(text, text).equal
-    assert time.perf_counter() - start < SECONDS
+    assert in_time(lambda: not judge("18", text, fast=False).equal)
+    assert in_time(lambda: judge(text, text).equal)
 
 
 @pytest.mark.parametrize("piece", [piece for piece in REPEATED if len(piece) < 9])
 def test_sizes_where_texts_are_still_read(piece: str):
-    start = time.perf_counter()
-    judge(piece * (3_900 // len(piece)), "18", fast=False)
-    assert time.perf_counter() - start < SECONDS
+    in_time(lambda: judge(piece * (3_900 // len(piece)), "18", fast=False).equal)
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,13 @@ from cs336_alignment.drgrpo_grader import r1_zero_reward_fn
 for line in open(sys.argv[1], encoding="utf-8"):
     row = json.loads(line)
     response = f"</think> <answer>{row['answer']}</answer>"
-    start = time.perf_counter()
-    verdicts = [r1_zero_reward_fn(response, row["gold"], fast)["answer_reward"] == 1.0 for fast in (True, False)]
-    print(json.dumps([row["id"], *verdicts, time.perf_counter() - start]))
+    for again in range(2):  # since a machine may stall once
+        start = time.perf_counter()
+        verdicts = [r1_zero_reward_fn(response, row["gold"], fast)["answer_reward"] == 1.0 for fast in (True, False)]
+        seconds = time.perf_counter() - start
+        if seconds < 1:
+            break
+    print(json.dumps([row["id"], *verdicts, seconds]))
 """
 
 
