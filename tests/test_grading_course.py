@@ -9,8 +9,8 @@ from cs336_alignment.grading import judge
     ("answer", "gold", "step"),
     [
         # the string rule
-        ("72", "72", "string rule"),
-        (" 72\n", "72", "string rule"),
+        ("72", "72", "same text"),
+        (" 72\n", "72", "same text"),
         ("\\text{72}", "72", "string rule"),
         ("72\\text{ clips}", "72", "string rule"),
         ("72 hours", "72", "string rule"),
