@@ -50,30 +50,20 @@ def equal(left: Expression, right: Expression) -> bool:
 def constant_ratio(left: Expression, right: Expression) -> int:
     """The sign of c where left = c * right for a real number c other than 0; 0 where there is no such c.
 
+    Where the expressions are not rational, only c = 1 and c = -1 are tried.
+
     Raises:
         UndecidedError: beyond the bounds.
     """
-    quotient = Apply("/", (left, right))
-    names = sorted(variables(quotient))
     sample = random.Random(1)
+    names = sorted(variables(left) | variables(right))
     point = {name: Fraction(sample.randint(2, 97), sample.choice((1, 3, 7))) for name in names}
     try:
-        evaluator = ExactEvaluator()
-        ratio = evaluator.value(quotient, point)
-    except IrrationalError:
-        mp = numeric.context()
-        with mp.workdps(_DIGITS):
-            values = {name: mp.mpf(value.numerator) / value.denominator for name, value in point.items()}
-            ratio = numeric.evaluate(quotient, values, log_base_ten=False)
-            if mp.im(ratio) != 0 or ratio == 0:
-                return 0
-            approximate = mp.re(ratio)
-            sign = 1 if approximate > 0 else -1
-        # Without the ratio's exact value, only 1 and -1 can be tested.
-        scaled = right if sign > 0 else Apply("neg", (right,))
-        return sign if equal(left, scaled) else 0
+        ratio = ExactEvaluator().value(Apply("/", (left, right)), point)
     except ZeroDivisionError:
         return 0
+    except IrrationalError:
+        return 1 if equal(left, right) else -1 if equal(left, Apply("neg", (right,))) else 0
     if ratio == 0 or not equal(left, Apply("*", (Number(ratio), right))):
         return 0
     return 1 if ratio > 0 else -1

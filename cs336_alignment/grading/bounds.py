@@ -1,6 +1,7 @@
 """The grader's bounds, and what it raises on reaching one. Work is bounded before it is done, never timed."""
 
-# Longer answers are still compared as strings; they are not read for meaning.
+# Longer answers are still compared as strings; they are not brought to the normal form, nor read for meaning.
+MAX_NORMALISED_CHARACTERS = 12_000
 MAX_READ_CHARACTERS = 4_000
 MAX_TOKENS = 1_200
 MAX_NESTING = 60

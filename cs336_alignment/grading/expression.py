@@ -29,7 +29,6 @@ class Apply:
 Expression = Number | Symbol | Apply
 
 CONSTANTS = frozenset({"π", "e", "i", "∞"})
-ZERO, ONE = Number(Fraction(0)), Number(Fraction(1))
 
 
 def variables(expression: Expression) -> set[str]:

@@ -7,7 +7,7 @@ from cs336_alignment.grading.cleaning import clean
 from cs336_alignment.grading.compare import same
 from cs336_alignment.grading.expression import variables
 from cs336_alignment.grading.prose import final_number
-from cs336_alignment.grading.reader import read_cleaned
+from cs336_alignment.grading.reader import read
 from cs336_alignment.grading.values import Scalar, Value, Words
 from cs336_alignment.grading.verdict import Verdict
 
@@ -35,13 +35,15 @@ def judge_by_meaning(answer: str, gold: str) -> Verdict | None:
         if gold_value is None or isinstance(gold_value, Words):
             return _judge_words(answer, gold)
         return _judge_value(answer, gold_value)
+    except UnreadableError:
+        return None
     except UndecidedError:
         return Verdict(False, "beyond bounds", undecided=True)
 
 
 def _read_or_none(text: str) -> Value | None:
     try:
-        return read_cleaned(text)
+        return read(text)
     except UnreadableError:
         return None
 
@@ -63,13 +65,10 @@ def _judge_value(answer: str, gold: Value) -> Verdict | None:
 
 
 def _judge_prose(answer: str, gold: Value) -> Verdict | None:
-    try:
-        number = final_number(answer)
-    except UnreadableError:
-        return None
+    number = final_number(answer)
     if number is None:
         return Verdict(False, "prose without a final number")
-    return Verdict(same(read_cleaned(number), gold), "final number of prose")
+    return Verdict(same(read(number), gold), "final number of prose")
 
 
 def _after_preamble(text: str) -> str:

@@ -63,7 +63,7 @@ def read_unit(tokens: list[Token]) -> str:
         elif token.text in _NO_UNITS:
             raise UnreadableError(token.text)
         elif token.kind in ("word", "name") or token.is_mark("°"):
-            name = canonical_unit(["degree" if token.text == "°" else token.text])
+            name = canonical_unit("degree" if token.text == "°" else token.text)
             powers[name] = sign * pending_power
             sign, pending_power = 1, 1
         else:

@@ -1,6 +1,6 @@
 """From an answer's text to what it says: a `Value`. The reading is strict: what is not wholly understood is refused.
 
-The text is cleaned and cut into tokens; then each function below tries one form (list, relation, interval, ratio,
+The cleaned text is cut into tokens; then each function below tries one form (list, relation, interval, ratio,
 quantity, ...) on the tokens, splitting them where no bracket is open.
 """
 
@@ -8,8 +8,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
-from cs336_alignment.grading.bounds import MAX_READ_CHARACTERS, UndecidedError, UnreadableError
-from cs336_alignment.grading.cleaning import clean
+from cs336_alignment.grading.bounds import UnreadableError
 from cs336_alignment.grading.expression import (
     Apply,
     Expression,
@@ -74,20 +73,13 @@ _BASE_WORDS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7,
 _BASE_WORDS |= {"eleven": 11, "twelve": 12, "sixteen": 16}
 
 
-def read(answer: str) -> Value:
-    """Read an answer.
+def read(text: str) -> Value:
+    """Read a text that `clean` has been over.
 
     Raises:
         UnreadableError: it is not wholly understood.
         UndecidedError: it is beyond the bounds.
     """
-    if len(answer) > MAX_READ_CHARACTERS:
-        raise UndecidedError
-    return read_cleaned(clean(answer))
-
-
-def read_cleaned(text: str) -> Value:
-    """Read a text that `clean` has been over; errors as for `read`."""
     if numeral := _SUBSCRIPTED_NUMERAL.fullmatch(text):
         return _read_based(*numeral.groups())
     text = _REMAINDER.sub(" remainder ", text)

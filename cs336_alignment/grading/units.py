@@ -44,10 +44,9 @@ LETTER_UNITS = frozenset("m s h g l L".split())
 FILLERS = frozenset("unit units square cubic sq cu exactly total altogether each more left only old long away".split())
 
 
-def canonical_unit(words: list[str]) -> str:
-    """One spelling for a unit phrase: ["hours"] and ["hr"] are both "h"; unknown words stay, less a plural s."""
-    known = [_CANONICAL.get(word, word[:-1] if word.endswith("s") else word) for word in words if word not in FILLERS]
-    return " ".join(known)
+def canonical_unit(word: str) -> str:
+    """One spelling for a unit: "hours" and "hr" are both "h"; an unknown word stays, less a plural s."""
+    return _CANONICAL.get(word, word[:-1] if word.endswith("s") else word)
 
 
 def is_unit(word: str) -> bool:
