@@ -170,11 +170,8 @@ class _Pool:
         self._remove(worker)
 
     def _remove(self, worker: _Worker) -> None:
+        """A worker has nothing to lose: it is killed, be it at work, idle or still starting."""
         self._workers.remove(worker)
+        worker.process.kill()
+        worker.process.join()
         worker.connection.close()
-        if worker.item is not None:
-            worker.process.kill()
-        worker.process.join(timeout=5)
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
