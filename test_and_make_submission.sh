@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Run the tests, write test_results.xml, and zip the project into cs336_alignment_submission.zip.
-# A red test run is reported loudly and is this script's exit status; the zip is made all the same.
+# Arguments go to pytest. A red test run is reported loudly and is this script's exit status; the zip is made all the same.
 set -uo pipefail
 cd "$(dirname "$0")"
 
-uv run pytest --junitxml=test_results.xml
+rm -f test_results.xml
+uv run pytest --junitxml=test_results.xml "$@"
 tests=$?
 uv run python scripts/make_submission.py || exit 1
 

@@ -63,7 +63,7 @@ def device_indices(visible: str, index_of: dict[str, str]) -> str:
         ValueError: no GPU of this machine, or more than one, has such a UUID.
     """
     indices = []
-    for device in visible.split(","):
+    for device in map(str.strip, visible.split(",")):
         if not device.startswith("GPU-"):
             indices.append(device)
             continue
@@ -95,6 +95,8 @@ def _commit() -> str | None:
     if not (root / ".git").exists():
         return None
     commit = _output("git", "-C", str(root), "rev-parse", "HEAD")
+    if not commit:
+        return None
     return commit + "+changes" if _output("git", "-C", str(root), "status", "--porcelain") else commit
 
 

@@ -95,6 +95,9 @@ def evaluate(
 ) -> list[GradedExample]:
     """Generate one response a problem, grade it, and write it down; continue where the folder's earlier run stopped.
 
+    Where the handout's `evaluate_vllm` takes a reward function, this takes the grader that such a function is made of:
+    it also has the second verdict, the parsed answer and the count of undecided ones.
+
     Examples go to `completions/examples.jsonl`, a line a chunk to `metrics.jsonl`. A continued run gives the same
     examples as one that was never interrupted, since chunks keep their limits and their seeds.
 
@@ -108,10 +111,12 @@ def evaluate(
         chunk_size: problems that are generated and stored at once.
 
     Raises:
-        ValueError: `sampling.n` is not 1, or the folder holds examples of other problems.
+        ValueError: `sampling.n` is not 1, `chunk_size` is below 1, a prompt is too long for the model, or the folder
+            holds examples of other problems.
     """
-    if sampling.n != 1:
-        raise ValueError(f"evaluation takes one completion a problem, got n = {sampling.n}")
+    _one_completion(sampling)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
     examples = _stored_examples(run_folder, problems, template, chunk_size)
     for start in range(len(examples), len(problems), chunk_size):
         chunk = problems[start : start + chunk_size]
@@ -123,10 +128,11 @@ def evaluate(
             grade_completion(start + offset, prompts[offset], problem, completions[offset][0], grader)
             for offset, problem in enumerate(chunk)
         ]
-        append_json_lines(run_folder / EXAMPLES, map(asdict, graded))
         tokens = sum(example.length for example in graded)
         row = {"chunk_start": start, "examples": len(graded), "tokens": tokens, "generation_seconds": seconds}
+        # Metrics first: a run continued after a kill between the two drops a row whose examples are not there.
         append_json_lines(run_folder / METRICS, [row])
+        append_json_lines(run_folder / EXAMPLES, map(asdict, graded))
         examples += graded
     return examples
 
@@ -230,10 +236,16 @@ def log_generations(
 
     Returns:
         One record a problem (prompt, response, gold, the three rewards, length, entropy) and the means: `entropy`,
-        `length`, `length_correct`, `length_incorrect`, `reward`; None where there is nothing to average.
+        `length`, `length_correct`, `length_incorrect`, `reward`; a length without responses to average is None.
+
+    Raises:
+        ValueError: `sampling.n` is not 1, or there are no problems.
 
     Source: handout, problem log_generations.
     """
+    _one_completion(sampling)
+    if not problems:
+        raise ValueError("there are no problems to log generations for")
     prompts = [fill(template, question=problem.question) for problem in problems]
     completions = [drawn[0] for drawn in engine.generate(prompts, sampling)]
     logged = []
@@ -250,6 +262,11 @@ def log_generations(
         "reward": mean(row.example.reward for row in logged),
     }
     return logged, means
+
+
+def _one_completion(sampling: Sampling) -> None:
+    if sampling.n != 1:
+        raise ValueError(f"evaluation takes one completion a problem, got n = {sampling.n}")
 
 
 @torch.no_grad()

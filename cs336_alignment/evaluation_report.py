@@ -31,6 +31,7 @@ def write_report(
         f"![Lengths of correct and incorrect responses]({HISTOGRAM})",
         "## Protocol\n\n" + _protocol_list(protocol),
         _disagreements(examples),
+        "In the samples below, the prompt ends and the response begins at ⟶.",
         *(_samples(title, [e for e in examples if e.category == kind]) for kind, title in _CATEGORY_TITLES.items()),
     ]
     report = run_folder / "report.md"

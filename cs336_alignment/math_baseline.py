@@ -100,6 +100,10 @@ def run(config: BaselineConfig, console: Console) -> Path:
     Raises:
         UsageError, EngineNotInstalledError: with a message for the user.
     """
+    for option in ("limit", "chunk_size", "max_batch_size", "tensor_parallel_size"):
+        value = getattr(config, option)
+        if value is not None and value < 1:
+            raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
     model, data, note = choose_model_and_data(config.model, config.data, os.environ, data_folder())
     if note:
         console.print(note, markup=False, highlight=False)
@@ -133,6 +137,8 @@ def run(config: BaselineConfig, console: Console) -> Path:
             examples = evaluate(
                 engine, GRADERS[config.prompt], problems, template, sampling, run_folder, config.chunk_size
             )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
         except KeyboardInterrupt:
             again = f"--output {run_folder} --resume"
             console.print(f"\ninterrupted; the same command with {again} continues", highlight=False)
@@ -161,13 +167,12 @@ def choose_model_and_data(
     Raises:
         UsageError: what is missing, and how to get it.
     """
-    named = model or variables.get(MODEL_VARIABLE)
+    named = model or variables.get(MODEL_VARIABLE) or None
     gsm8k = folder / GSM8K_TEST
     if named is None and data is None and not gsm8k.exists():
-        if not (folder / EMBEDDED_POLICY).exists():
-            raise UsageError(
-                f"there is no {folder / EMBEDDED_POLICY}: start from a checkout, or give --model and --data"
-            )
+        for path in (folder / EMBEDDED_POLICY, folder / EMBEDDED_TEST):
+            if not path.exists():
+                raise UsageError(f"there is no {path}: start from a checkout, or give --model and --data")
         note = (
             "Using the embedded arithmetic set and the small policy that comes with it.\n"
             f"For the real ones: `uv run python scripts/prepare_gsm8k.py` and {MODEL_VARIABLE}=Qwen/Qwen2.5-Math-1.5B"
@@ -179,8 +184,7 @@ def choose_model_and_data(
             "directory or hub name"
         )
     source = "--model" if model else MODEL_VARIABLE
-    if not _model_exists(named):
-        raise UsageError(f"{source} is {named!r}: no such directory here, and the hub has no such model within reach")
+    _check_model(source, named)
     data = data or gsm8k
     if not data.exists():
         raise UsageError(
@@ -198,20 +202,19 @@ def data_folder() -> Path:
     return checkout.relative_to(Path.cwd()) if checkout.is_relative_to(Path.cwd()) else checkout
 
 
-def _model_exists(model: str) -> bool:
+def _check_model(source: str, model: str) -> None:
+    """Read the model's config, which is quick, before anything slow starts."""
     try:
         AutoConfig.from_pretrained(model)
-    except (OSError, ValueError):
-        return False
-    return True
+    except (OSError, ValueError) as error:
+        found = "a folder without a usable model" if Path(model).exists() else "no such directory here, nor on the hub"
+        raise UsageError(f"{source} is {model!r}: {found} ({str(error).splitlines()[0]})") from error
 
 
 def _load(data: Path, limit: int | None) -> list[Problem]:
-    if limit is not None and limit < 1:
-        raise UsageError(f"--limit must be at least 1, got {limit}")
     try:
         problems = load_problems(data)[:limit]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(str(error)) from error
     if not problems:
         raise UsageError(f"{data} holds no problems")
@@ -241,16 +244,19 @@ def _check_output(run_folder: Path, resume: bool) -> None:
 
 
 def _record(run_folder: Path, config: BaselineConfig, protocol: EvaluationProtocol) -> None:
-    """Write run.json; a resumed run must have the protocol that it was started with."""
+    """Write run.json; a resumed run must have the protocol that it was started with, and adds its session."""
     path = run_folder / "run.json"
-    record = {"config": asdict(config), "protocol": asdict(protocol), **environment.describe()}
-    if not path.exists():
-        write_json(path, record)
-        return
-    before, now = read_json(path)["protocol"], json.loads(json.dumps(record["protocol"]))
-    changed = [name for name in now if before.get(name) != now[name]]
-    if changed:
-        raise UsageError(f"{run_folder} was started with another {', '.join(changed)}; resume with the same options")
+    record = {"config": asdict(config), "protocol": asdict(protocol), "sessions": []}
+    if path.exists():
+        record = read_json(path)
+        now = json.loads(json.dumps(asdict(protocol)))
+        changed = [name for name in now if record["protocol"].get(name) != now[name]]
+        if changed:
+            raise UsageError(
+                f"{run_folder} was started with another {', '.join(changed)}: resume with the same options"
+            )
+    record["sessions"].append(environment.describe())
+    write_json(path, record)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def read_complete_json_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     complete, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
-    return [json.loads(line) for line in complete.splitlines()]
+    return [json.loads(line) for line in complete.split("\n") if line]  # not splitlines: U+2028 ends no line here
 
 
 def _line(row: Any) -> str:

@@ -57,7 +57,11 @@ def read_split(name: str, source: Path | None) -> list[Row]:
     """The rows of a split, with just the two fields of the schema."""
     if source is not None:
         return read_json_lines(source / f"{name}.jsonl", schema)
-    return [schema(dict(row)) for row in load_dataset("openai/gsm8k", "main", split=name)]
+    try:
+        rows = load_dataset("openai/gsm8k", "main", split=name)
+    except OSError as error:
+        sys.exit(f"error: cannot reach the hub ({error}); with the files at hand, give --from DIR")
+    return [schema(dict(row)) for row in rows]
 
 
 def schema(row: dict[str, Any]) -> Row:

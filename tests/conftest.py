@@ -6,15 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
-
-with install_import_hook("cs336_alignment", "beartype.beartype"):
-    import cs336_alignment  # noqa: F401
-
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests import snapshot_cases
+from tests import shape_checker, snapshot_cases
 from tests.common import SNAPSHOTS_PATH, TINY_QWEN2
+
+# Every shape in a signature is checked, in the rooms that handle tensors; they are imported after this.
+install_import_hook(
+    [f"cs336_alignment.{room}" for room in ("numerics", "rollout.transformers_engine", "training")],
+    f"{shape_checker.__name__}.check",
+)
+# No wall time decides a test.
+settings.register_profile("project", deadline=None)
+settings.load_profile("project")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,4 +1,4 @@
-"""The floors of the house: imports only point down (docs/architecture.md)."""
+"""The floors of the house: imports only point down (the front page of the package shows them)."""
 
 import ast
 from pathlib import Path

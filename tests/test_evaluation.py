@@ -51,7 +51,8 @@ def problems(*responses_and_golds):
     return [Problem(f"say {response}", gold) for response, gold in responses_and_golds]
 
 
-FIVE = problems((answer("1"), "1"), (answer("2"), "3"), ("4", "4"), (answer("five"), "5"), (answer("6"), "6"))
+# The third has a line separator in it, which JSON leaves as it is: it must not end a line of the file.
+FIVE = problems((answer("1"), "1"), (answer("2"), "3"), ("4\u2028", "4"), (answer("five"), "5"), (answer("6"), "6"))
 
 
 def run(folder, engine: Any = None, asked=FIVE, chunk_size=2):
@@ -84,8 +85,8 @@ def test_an_interrupted_evaluation_continues(tmp_path, lines_left):
     whole, engine = FakeEngine(), FakeEngine()
     expected = run(tmp_path / "whole", whole)
     run(tmp_path / "cut")
-    lines = (tmp_path / "cut" / EXAMPLES).read_text().splitlines(keepends=True)
-    (tmp_path / "cut" / EXAMPLES).write_text("".join(lines[:lines_left]) + lines[lines_left][:30])
+    lines = (tmp_path / "cut" / EXAMPLES).read_text().split("\n")
+    (tmp_path / "cut" / EXAMPLES).write_text("\n".join([*lines[:lines_left], lines[lines_left][:30]]))
     assert run(tmp_path / "cut", engine) == expected
     assert engine.seeds == whole.seeds[lines_left // 2 :]
     for name in (EXAMPLES, METRICS):
@@ -93,6 +94,21 @@ def test_an_interrupted_evaluation_continues(tmp_path, lines_left):
         for row in rows[0] + rows[1]:
             row.pop("generation_seconds", None)
         assert rows[0] == rows[1]
+
+
+def test_a_kill_between_the_two_files_loses_nothing(tmp_path):
+    whole, engine = run(tmp_path), FakeEngine()
+    path = tmp_path / EXAMPLES
+    path.write_text("\n".join(path.read_text().split("\n")[:2]) + "\n")  # the metrics know of all three chunks
+    assert run(tmp_path, engine) == whole
+    assert len(engine.seeds) == 2
+    assert [row["chunk_start"] for row in read_complete_json_lines(tmp_path / METRICS)] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("chunk_size", [0, -1])
+def test_evaluate_refuses_empty_chunks(tmp_path, chunk_size):
+    with pytest.raises(ValueError, match="chunk_size"):
+        run(tmp_path, chunk_size=chunk_size)
 
 
 def test_a_finished_evaluation_generates_nothing_more(tmp_path):

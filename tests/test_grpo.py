@@ -200,9 +200,7 @@ def test_compute_policy_gradient_loss_grpo_no_clip(numpy_snapshot, inputs):
 
 
 def test_compute_policy_gradient_loss_refuses_an_unknown_type(inputs):
-    with pytest.raises(
-        ValueError, match=r"'ppo'; choose one of no_baseline, reinforce_with_baseline,"
-    ):
+    with pytest.raises(ValueError, match=r"'ppo'; choose one of no_baseline, reinforce_with_baseline,"):
         run_compute_policy_gradient_loss(inputs["policy_log_probs"], "ppo", None, None, None, None)
 
 

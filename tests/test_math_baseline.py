@@ -41,6 +41,10 @@ def test_without_anything_the_embedded_pair_stands_in_and_says_so(folder):
     assert "CS336_MODEL" in note
 
 
+def test_an_empty_variable_names_nothing(folder):
+    assert choose_model_and_data(None, None, {"CS336_MODEL": ""}, folder)[0] == str(folder / "policy")
+
+
 def test_the_named_model_and_gsm8k_are_taken_when_both_are_there(folder):
     gsm8k = add_gsm8k(folder)
     assert choose_model_and_data(None, None, {"CS336_MODEL": TINY}, folder) == (TINY, gsm8k, "")
@@ -61,6 +65,8 @@ def test_options_win(folder, tmp_path):
         (None, True, {"CS336_MODEL": "/nowhere/model"}, "CS336_MODEL is '/nowhere/model': no such directory"),
         (None, False, {"CS336_MODEL": "/nowhere/model"}, "CS336_MODEL is '/nowhere/model': no such directory"),
         ("/nowhere/model", True, {}, "--model is '/nowhere/model': no such directory"),
+        (str(TINY_QWEN2.parent), True, {}, "a folder without a usable model"),
+        (TINY, False, {}, r"there is no .*test\.jsonl: run .*prepare_gsm8k\.py"),
     ],
 )
 def test_half_of_the_real_pair_is_an_error(folder, model, has_data, variables, message):
@@ -108,7 +114,7 @@ def test_a_run_leaves_a_complete_folder(data, tmp_path):
     assert record["protocol"]["n_problems"] == 5
     assert record["protocol"]["sampling"]["stop"] == ["</answer>"]
     assert record["protocol"]["engine"]["engine"].startswith("transformers ")
-    assert {"commit", "packages", "hardware", "python"} <= set(record)
+    assert {"commit", "packages", "hardware", "python"} <= set(record["sessions"][0])
     assert json.loads((output / "summary.json").read_text())["n"] == 5
 
 
@@ -118,6 +124,7 @@ def test_a_run_resumes_to_the_same_examples(data, tmp_path):
     cut.write_text("".join(expected.splitlines(keepends=True)[:3]))
     run(config(data, tmp_path / "b", resume=True), quiet())
     assert cut.read_text() == expected
+    assert len(json.loads((tmp_path / "b" / "run.json").read_text())["sessions"]) == 2
 
 
 def test_resume_needs_the_same_protocol_and_a_run_to_continue(data, tmp_path):
@@ -134,6 +141,7 @@ def test_resume_needs_the_same_protocol_and_a_run_to_continue(data, tmp_path):
     ("changes", "message"),
     [
         ({"limit": 0}, "--limit must be at least 1"),
+        ({"chunk_size": 0}, "--chunk-size must be at least 1"),
         ({"temperature": -1.0}, "temperature must not be negative"),
         ({"min_tokens": 9}, "min_tokens must be between"),
     ],

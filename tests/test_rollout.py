@@ -149,6 +149,28 @@ def test_a_stop_string_inside_min_tokens_does_not_count(say, tokenizer):
     assert completion.text == "ab stop cd stop"
 
 
+def test_stop_strings_side_by_side_with_ignored_ones(say, tokenizer):
+    first = len(tokenizer("zq")["input_ids"])
+    assert say("zq zq zq zq xx", stop=("zq",), min_tokens=first).text == "zq zq"
+
+
+def test_a_token_with_two_stop_strings_is_cut_at_the_first(say, tokenizer):
+    [token_id] = [token for token in range(len(tokenizer)) if tokenizer.decode([token]) == " the"]
+    assert token_id in tokenizer("in the")["input_ids"]
+    assert say("in the end", stop=("he", "t")).text == "in t"
+
+
+def test_a_long_neighbour_does_not_shorten_a_completion(engine, tokenizer):
+    room = Sampling(max_tokens=30, stop=(), min_tokens=30)
+    long = tokenizer.decode(tokenizer("a b c d e f g h " * 200)["input_ids"][:500])
+    left = 512 - len(tokenizer(long)["input_ids"])
+    assert 0 < left < 30
+    [alone], [beside], [cut] = engine.generate(["A"], room) + engine.generate(["A", long], room)
+    assert beside.token_ids == alone.token_ids
+    assert len(alone.token_ids) == 30
+    assert (len(cut.token_ids), cut.finish_reason) == (left, "length")
+
+
 def test_finished_sequences_leave_the_batch(engine, monkeypatch):
     sizes = []
     forward = engine._forward
@@ -163,6 +185,9 @@ def test_finished_sequences_leave_the_batch(engine, monkeypatch):
     assert lengths[0] < lengths[-1]
     assert sizes[1] == 16
     assert sizes[-1] < 16
+    assert (
+        TransformersEngine(TINY_QWEN2).generate(["A"], Sampling(max_tokens=60, n=16, stop=("e", "a")))[0] == completions
+    )
 
 
 def test_the_models_last_position_ends_a_completion(engine, tokenizer):

@@ -8,8 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 from cs336_alignment.numerics.log_probs import sampling_logits
+from cs336_alignment.numerics.masking import masked_mean
 from cs336_alignment.numerics.tokenization import padding_id
 from cs336_alignment.training.microbatch import (
     backward_sequence_losses,
@@ -112,6 +114,26 @@ def test_compute_entropy_against_reference(inputs):
     entropy.sum().backward()
     expected = references.entropy_gradient(logits.detach().double().numpy())
     np.testing.assert_allclose(grad_of(logits), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1, 5, 8, 12, 20])
+def test_compute_entropy_and_log_probs_keep_their_digits_when_one_token_dominates(scale):
+    # log(1 + 1e-9) is 0 in float32: the entropy and the log-probability of a sure token need more care than that.
+    logits = (torch.randn(4, 16, 100, generator=torch.Generator().manual_seed(0)) * scale).requires_grad_()
+    array = logits.detach().double().numpy()
+    entropy = run_compute_entropy(logits)
+    np.testing.assert_allclose(entropy.detach(), references.entropy(array), rtol=1e-5)
+    labels = logits.argmax(dim=-1)
+    output = run_get_response_log_probs(FixedLogits(logits.detach()), labels, labels, return_token_entropy=True)
+    np.testing.assert_allclose(output["log_probs"].detach(), references.log_softmax(array).max(axis=-1), 1e-5, 1e-15)
+    torch.testing.assert_close(output["token_entropy"], entropy, rtol=0, atol=0)
+    entropy.sum().backward()
+    np.testing.assert_allclose(grad_of(logits), references.entropy_gradient(array), rtol=1e-4, atol=1e-7)
+
+
+def test_signatures_are_checked():
+    with pytest.raises(TypeCheckError):
+        masked_mean(torch.ones(2, 3), torch.ones(3))
 
 
 def test_compute_entropy_extreme_logits():

@@ -21,7 +21,7 @@ def compute_entropy(logits: Float[Tensor, "batch seq vocab"]) -> Float[Tensor, "
 
     Source: handout, problem compute_entropy.
     """
-    return _entropy(torch.log_softmax(_at_least_float32(logits), dim=-1))
+    return _entropy(*_shift(_at_least_float32(logits)))
 
 
 def get_response_log_probs(
@@ -46,10 +46,10 @@ def get_response_log_probs(
 
     Source: handout, problem get_response_log_probs.
     """
-    log_softmax = torch.log_softmax(_at_least_float32(model(input_ids).logits), dim=-1)
-    result = {"log_probs": log_softmax.gather(-1, labels.unsqueeze(-1)).squeeze(-1)}
+    shifted, log_normalizer = _shift(_at_least_float32(model(input_ids).logits))
+    result = {"log_probs": shifted.gather(-1, labels.unsqueeze(-1)).squeeze(-1) - log_normalizer}
     if return_token_entropy:
-        result["token_entropy"] = _entropy(log_softmax)
+        result["token_entropy"] = _entropy(shifted, log_normalizer)
     return result
 
 
@@ -82,9 +82,23 @@ def sampling_logits(
     return logits
 
 
-def _entropy(log_softmax: Tensor) -> Tensor:
-    # A token of probability 0 may have log-probability -inf; its p log p is 0 in the limit, NaN in arithmetic.
-    return -(log_softmax.exp() * log_softmax.masked_fill(log_softmax == float("-inf"), 0.0)).sum(dim=-1)
+def _shift(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """z_v - z_max, and log sum_v exp(z_v - z_max), so that log p_v is their difference.
+
+    The sum is 1 + rest, where rest leaves the largest logit out: log1p(rest) keeps all digits of a probability near 1,
+    which log(1 + rest), and with it torch.log_softmax, rounds away.
+    """
+    largest, index = logits.max(dim=-1, keepdim=True)
+    shifted = logits - largest
+    rest = shifted.exp().scatter(-1, index, 0.0).sum(dim=-1)
+    return shifted, rest.log1p()
+
+
+def _entropy(shifted: Tensor, log_normalizer: Tensor) -> Tensor:
+    """log sum_v e_v + sum_v e_v (z_max - z_v) / sum_v e_v: no term is negative, so nothing cancels."""
+    # A token that cannot occur has e_v = 0 and z_v = -inf; its term is 0 in the limit, NaN in arithmetic.
+    distance = -shifted.masked_fill(shifted == float("-inf"), 0.0)
+    return log_normalizer + (shifted.exp() * distance).sum(dim=-1) / log_normalizer.exp()
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

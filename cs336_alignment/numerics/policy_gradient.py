@@ -15,7 +15,7 @@ LossType = Literal["no_baseline", "reinforce_with_baseline", "grpo_clip", "grpo_
 T = TypeVar("T")
 
 MAX_LOG_RATIO = 20.0
-"""Importance ratios stop at e^20, about 5e8: beyond, float32 nears inf, and inf times a zero advantage is NaN."""
+"""Importance ratios stop at e^20, about 5e8, far below overflow: inf times a zero advantage would be NaN."""
 
 
 def compute_naive_policy_gradient_loss(
@@ -74,7 +74,7 @@ def compute_grpo_no_clip_loss(
 
 def compute_policy_gradient_loss(
     policy_log_probs: Float[Tensor, "batch seq"],
-    loss_type: LossType,
+    loss_type: str,
     raw_rewards: Float[Tensor, "batch 1"] | None = None,
     advantages: Float[Tensor, "batch 1"] | None = None,
     old_log_probs: Float[Tensor, "batch seq"] | None = None,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, Self
+from typing import Literal, Protocol
 
 import numpy as np
 from torch import Tensor
@@ -55,7 +55,7 @@ class Completion:
         token_ids: what was sampled, EOS included. The last token may reach past the stop string: train on these ids,
             grade the text.
         log_probs: of each token under the distribution it was drawn from (temperature, padded vocabulary, min_tokens
-            and top_p applied), in nats.
+            and top_p applied; at temperature 0 that of temperature 1), in nats.
         finish_reason: "stop" for EOS or a stop string, "length" for max_tokens or the model's last position.
     """
 
@@ -98,7 +98,7 @@ class RolloutEngine(Protocol):
 
     def close(self) -> None: ...
 
-    def __enter__(self) -> Self: ...
+    def __enter__(self) -> "RolloutEngine": ...
 
     def __exit__(self, *exception: object) -> None: ...
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from cs336_alignment.environment import use_device_indices
 from cs336_alignment.rollout.engine import RolloutEngine
 from cs336_alignment.rollout.transformers_engine import Dtype, TransformersEngine
 
@@ -64,6 +65,7 @@ def open_engine(
     Raises:
         EngineNotInstalledError: see `choose_engine`; also for tensor parallelism without vLLM.
     """
+    use_device_indices()
     chosen = choose_engine(name, find_spec("vllm") is not None, torch.cuda.is_available())
     batch = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
     if chosen == "vllm":

@@ -8,7 +8,7 @@ so that what it says does not depend on its neighbours (beyond the float noise o
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ class _Sequence:
     """One completion in the making."""
 
     prompt: int
+    max_tokens: int
     uniforms: Float64[np.ndarray, "max_tokens"]
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
@@ -52,7 +53,7 @@ class TransformersEngine:
         Args:
             model: a Hugging Face directory or hub name.
             dtype: of weights and compute; "auto" is bfloat16 on a GPU, float32 on a CPU.
-            max_batch_size: sequences that run at once.
+            max_batch_size: sequences that run at once; the n completions of one prompt always run together.
             progress: show a progress bar on standard error.
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,7 +85,7 @@ class TransformersEngine:
     def close(self) -> None:
         del self.model
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "TransformersEngine":
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -109,20 +110,19 @@ class TransformersEngine:
 
     def _generate_batch(self, prompts: list[int], prompt_ids: list[list[int]], sampling: Sampling) -> list[_Sequence]:
         """Run `n` sequences for each of these prompts to their ends."""
-        room = self.model.config.max_position_embeddings - max(map(len, prompt_ids))
-        max_tokens = min(sampling.max_tokens, room)
-        sequences = [
-            _Sequence(prompt, 1.0 - np.random.default_rng((sampling.seed, prompt, draw)).random(max_tokens))
-            for prompt in prompts
-            for draw in range(sampling.n)
-        ]
+        sequences = []
+        for prompt, ids in zip(prompts, prompt_ids, strict=True):
+            max_tokens = min(sampling.max_tokens, self.model.config.max_position_embeddings - len(ids))
+            for draw in range(sampling.n):
+                uniforms = 1.0 - np.random.default_rng((sampling.seed, prompt, draw)).random(sampling.max_tokens)
+                sequences.append(_Sequence(prompt, max_tokens, uniforms))
         logits, cache, attention_mask = self._prefill(prompt_ids, sampling.n)
         active = list(sequences)
-        for step in range(max_tokens):
+        for step in range(max(sequence.max_tokens for sequence in sequences)):
             token_ids = self._sample(logits, active, step, sampling)
             for sequence in active:
                 if sequence.completion is None:
-                    sequence.completion = self._completion_if_finished(sequence, max_tokens, sampling)
+                    sequence.completion = self._completion_if_finished(sequence, sampling)
             unfinished = [row for row, sequence in enumerate(active) if sequence.completion is None]
             if not unfinished:
                 break
@@ -172,7 +172,7 @@ class TransformersEngine:
         logits = sampling_logits(logits, sampling.temperature or 1.0, len(self.tokenizer))
         if step < sampling.min_tokens:
             logits[:, self._eos_ids] = float("-inf")
-        if sampling.top_p < 1:
+        if sampling.top_p < 1 and sampling.temperature > 0:
             logits = keep_top_p(logits, sampling.top_p)
         log_probs = torch.log_softmax(logits, dim=-1)
         if sampling.temperature == 0:
@@ -187,24 +187,27 @@ class TransformersEngine:
                 sequence.log_probs.append(log_prob)
         return token_ids
 
-    def _completion_if_finished(self, sequence: _Sequence, max_tokens: int, sampling: Sampling) -> Completion | None:
+    def _completion_if_finished(self, sequence: _Sequence, sampling: Sampling) -> Completion | None:
         token_ids = sequence.token_ids
-        stop = self._completed_stop_string(token_ids, sampling) if len(token_ids) > sampling.min_tokens else None
-        ended = stop is not None or token_ids[-1] in self._eos_ids
-        if not ended and len(token_ids) < max_tokens:
+        stopped = self._text_to_stop_string(token_ids, sampling)
+        ended = stopped is not None or token_ids[-1] in self._eos_ids
+        if not ended and len(token_ids) < sequence.max_tokens:
             return None
-        text = self._decode(token_ids)
-        if stop is not None:
-            text = text[: text.rindex(stop) + len(stop)]
+        text = self._decode(token_ids) if stopped is None else stopped
         return Completion(text, tuple(token_ids), tuple(sequence.log_probs), "stop" if ended else "length")
 
-    def _completed_stop_string(self, token_ids: list[int], sampling: Sampling) -> str | None:
-        """The stop string that the last token completed, if any; a token has a byte or more, so the tail tells."""
-        for stop in sampling.stop:
-            tail = token_ids[-(len(stop.encode()) + 4) :]
-            if stop in self._decode(tail) and stop not in self._decode(tail[:-1]):
-                return stop
-        return None
+    def _text_to_stop_string(self, token_ids: list[int], sampling: Sampling) -> str | None:
+        """The text up to and with the first stop string that the last token completed; None where it completed none."""
+        if len(token_ids) <= sampling.min_tokens or not sampling.stop:
+            return None
+        # The tail decides whether to look closer: a token has a byte or more, and a character at most four.
+        tail = self._decode(token_ids[-(max(len(stop.encode()) for stop in sampling.stop) + 4) :])
+        if not any(stop in tail for stop in sampling.stop):
+            return None
+        text, before = self._decode(token_ids), self._decode(token_ids[:-1])
+        starts = {stop: text.find(stop, max(0, len(before) - len(stop) + 1)) for stop in sampling.stop}
+        ends = [start + len(stop) for stop, start in starts.items() if start >= 0]
+        return text[: min(ends)] if ends else None
 
     def _decode(self, token_ids: list[int]) -> str:
         text = self.tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)

@@ -10,23 +10,22 @@ import os
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cs336_alignment.environment import use_device_indices
 from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, derive_seed
 from cs336_alignment.rollout.transformers_engine import Dtype
 
-use_device_indices()
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.config import VllmConfig  # noqa: E402
-from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
-from vllm.tokenizers import cached_tokenizer_from_config  # noqa: E402
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor  # noqa: E402
+from vllm import LLM, SamplingParams
+from vllm.config import VllmConfig
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.platforms import current_platform
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 
 
 class VLLMEngine:
@@ -56,9 +55,12 @@ class VLLMEngine:
             cpu_kv_cache_gib: size of the key-value cache on a CPU, in GiB.
             progress: show a progress bar on standard error.
         """
-        on_gpu = torch.cuda.is_available()
+        on_gpu = current_platform.is_cuda()
         if tensor_parallel_size == 1:
             os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        else:
+            # Asking torch whether there is a GPU may have initialised CUDA, which a forked worker cannot use.
+            os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
         if dtype == "auto":
             dtype = "bfloat16" if on_gpu else "float32"
         settings: dict[str, Any]
@@ -68,6 +70,8 @@ class VLLMEngine:
             # Whole prompts only: after a partial one vLLM rewinds the request's generator, which a CPU's cannot.
             settings = {"enable_chunked_prefill": False, "enforce_eager": True}
             settings["kv_cache_memory_bytes"] = int(cpu_kv_cache_gib * 2**30)
+            # Blocks are what the prefix cache shares. Of 128 tokens, the default here, the r1_zero preamble fills none.
+            settings["block_size"] = 32
         self._llm = LLM(
             model=str(model),
             dtype=dtype,
@@ -105,6 +109,8 @@ class VLLMEngine:
         return [[_completion(sample) for sample in output.outputs] for output in outputs]
 
     def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        if self._tensor_parallel_size != 1:
+            raise NotImplementedError("new weights reach an engine in this process alone: use tensor_parallel_size 1")
         detached = [(name, tensor.detach()) for name, tensor in weights]
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": detached})
         if not self._llm.reset_prefix_cache():
@@ -112,9 +118,9 @@ class VLLMEngine:
         self.policy_version = version
 
     def sleep(self) -> None:
-        """On a GPU, drop weights and cache: `load_policy` must follow the next `wake`. On a CPU, nothing."""
+        """On a GPU, move the weights to the CPU's memory and drop the cache. On a CPU, nothing."""
         if self._on_gpu:
-            self._llm.sleep(level=2)
+            self._llm.sleep(level=1)
 
     def wake(self) -> None:
         if self._on_gpu:
@@ -125,7 +131,7 @@ class VLLMEngine:
         del self._llm
         cleanup_dist_env_and_memory()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "VLLMEngine":
         return self
 
     def __exit__(self, *exception: object) -> None:

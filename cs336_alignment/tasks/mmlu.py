@@ -4,10 +4,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# "answer is B", "Answer: (B)", "answer would be option B"; any case for the words, a capital for the letter.
-_STATED = re.compile(r"(?i:answer)\s*(?:(?i:is|would be|:)\s*)+(?i:option\s+|choice\s+)?\(?([A-D])\b(?!['’])")
-# The output opens with the letter, with only punctuation or the end beside it: "B", "(B) one", "B. one".
-_LEADING = re.compile(r"\s*(?:([A-D])\s*$|\(([A-D])\)|([A-D])[.):,])")
+# "answer is B", "Answer: (B)", "the correct option is $\\boxed{B}$"; any case for the words, a capital for the letter.
+_STATED = re.compile(
+    r"(?i:answer|option|choice)\s*(?:(?i:is|would be|:)\s*)+(?i:option\s+|choice\s+)?"
+    r"""[$"'(\[{]*(?:\\boxed\{)?([A-D])\b(?!['’]\w)"""
+)
+# The output opens with the letter; beside it only punctuation, the end, or a verdict: "B", "(B) one", "B is correct".
+_LEADING = re.compile(
+    r"\s*(?:(?i:option|choice)\s+)?[(\[]?([A-D])(?:\s*$|[.):,\]]|\s+is\s+(?:the\s+)?(?:correct|right|answer))"
+)
 
 
 def parse_mmlu_response(mmlu_example: Mapping[str, Any], model_output: str) -> str | None:
@@ -28,7 +33,7 @@ def parse_mmlu_response(mmlu_example: Mapping[str, Any], model_output: str) -> s
         return stated[-1]
     leading = _LEADING.match(text)
     if leading:
-        return leading[1] or leading[2] or leading[3]
+        return leading[1]
     bare = text.strip().rstrip(".").casefold()
     matching = [
         letter

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from cs336_alignment.numerics.masking import masked_mean, masked_normalize
-from cs336_alignment.numerics.policy_gradient import LossType, compute_policy_gradient_loss
+from cs336_alignment.numerics.policy_gradient import compute_policy_gradient_loss
 
 
 def backward_sequence_losses(sequence_losses: Float[Tensor, "batch"], train_batch_size: int) -> Float[Tensor, ""]:
@@ -71,7 +71,7 @@ def grpo_microbatch_train_step(
     policy_log_probs: Float[Tensor, "batch seq"],
     response_mask: Shaped[Tensor, "batch seq"],
     gradient_accumulation_steps: int,
-    loss_type: LossType,
+    loss_type: str,
     raw_rewards: Float[Tensor, "batch 1"] | None = None,
     advantages: Float[Tensor, "batch 1"] | None = None,
     old_log_probs: Float[Tensor, "batch seq"] | None = None,
