@@ -77,7 +77,7 @@ def device_indices(visible: str, index_of: dict[str, str]) -> str:
 def describe() -> dict[str, Any]:
     """Commit, versions and hardware, for a run's record."""
     return {
-        "command": [Path(sys.executable).name, *sys.argv],
+        "command": [Path(sys.orig_argv[0]).name, *sys.orig_argv[1:]],
         "commit": _commit(),
         "python": platform.python_version(),
         "packages": {name: found for name in _RECORDED_PACKAGES if (found := _installed(name))},

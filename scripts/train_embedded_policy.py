@@ -6,7 +6,7 @@ It is a language model of worked solutions, stopped early on purpose. It reads t
 problems from the same templates, none of them in dev or test, and it reads them as the web would have them: some
 solutions carry the tags that the r1_zero prompt asks for, others end in "The answer is 12.", and some writers do the
 sums in their heads. So it knows the answer format and the arithmetic, and uses neither reliably: that is left to SFT,
-expert iteration and GRPO. Two minutes on two cores; on one machine, a run gives the same weights, bit for bit.
+expert iteration and GRPO. A quarter of an hour on two busy cores. Everything is seeded.
 """
 
 import hashlib
