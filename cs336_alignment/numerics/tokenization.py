@@ -49,11 +49,11 @@ def collate_prompt_and_output(
 
     Sampled responses enter here, with the ids that were sampled: text is never tokenised a second time.
     """
-    lengths = [(len(prompt), len(output)) for prompt, output in zip(prompt_ids, output_ids, strict=True)]
-    width = max(prompt + output for prompt, output in lengths)
-    ids = torch.full((len(lengths), width), pad_id, dtype=torch.int64)
-    response_mask = torch.zeros(len(lengths), width, dtype=torch.bool)
-    for row, (prompt, output) in enumerate(zip(prompt_ids, output_ids, strict=True)):
+    rows = list(zip(prompt_ids, output_ids, strict=True))
+    width = max(len(prompt) + len(output) for prompt, output in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    response_mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, (prompt, output) in enumerate(rows):
         start, end = len(prompt), len(prompt) + len(output)
         ids[row, :end] = torch.tensor([*prompt, *output], dtype=torch.int64)
         response_mask[row, start:end] = True
