@@ -92,7 +92,7 @@ def test_an_overlong_prompt_is_named(engine):
 
 
 def test_load_policy_replaces_the_weights_and_drops_the_prefix_cache(engine, model, tokenizer):
-    # The long prompt fills a cache block of 128 tokens: stale keys would show in its log-probs.
+    # The long prompt fills several cache blocks: stale keys would show in its log-probs.
     assert len(tokenizer(LONG_PROMPT)["input_ids"]) > 128
     engine.generate(PROMPTS, SHORT)
     moved = type(model)(model.config).eval()
