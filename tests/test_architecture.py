@@ -56,13 +56,13 @@ def test_one_file_imports_vllm():
 
 
 def test_one_file_calls_backward():
-    calling = [
+    calling = {
         path.name
         for path in FILES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "backward"
-    ]
-    assert calling == ["microbatch.py"]
+    }
+    assert calling == {"microbatch.py"}
 
 
 def test_the_grader_evaluates_nothing():

@@ -11,14 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
+from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.numerics.log_probs import get_response_log_probs, sampling_logits
 from cs336_alignment.numerics.masking import masked_mean
 from cs336_alignment.numerics.tokenization import collate_prompt_and_output, padding_id
-from cs336_alignment.training.microbatch import (
-    backward_sequence_losses,
-    sft_microbatch_train_step,
-    sft_sequence_losses,
-)
+from cs336_alignment.training.microbatch import backward_token_losses, sft_microbatch_train_step
 from tests import references, snapshot_cases
 from tests.adapters import (
     run_compute_entropy,
@@ -321,7 +318,6 @@ def test_sft_microbatch_train_step_by_hand():
 def test_sft_losses_are_not_rescaled_by_default():
     log_probs = torch.tensor([[-1.0, -2.0]], requires_grad=True)
     mask = torch.ones(1, 2)
-    assert sft_sequence_losses(log_probs, mask).tolist() == [3.0]
     assert sft_microbatch_train_step(log_probs, mask, 1)[0].item() == 3.0
 
 
@@ -345,9 +341,13 @@ def test_sft_microbatch_train_step_bfloat16():
 
 
 def test_any_split_into_microbatches_gives_the_same_gradient():
-    # Three sequences as 3, as 2 + 1 and as 1 + 1 + 1: each weighs a third.
+    # Lengths 2, 1 and 4. Whole: mean of the sequences' means = ((1 + 3) / 2 + 6 + (4 * 2) / 4) / 3 = 10/3; a token's
+    # gradient is 1 / (3 * its sequence's length). The weights come from the whole batch, whatever the split.
+    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    weights = sequence_mean_weights(mask.sum(dim=1))
+    expected = torch.tensor([[1 / 6, 1 / 6, 0, 0], [1 / 3, 0, 0, 0], [1 / 12] * 4])
     for split in ([3], [2, 1], [1, 1, 1]):
-        losses = torch.tensor([1.0, 2.0, 6.0], requires_grad=True)
-        total = sum(backward_sequence_losses(part, train_batch_size=3).item() for part in losses.split(split))
-        assert total == pytest.approx(3.0)
-        torch.testing.assert_close(grad_of(losses), torch.full((3,), 1 / 3), rtol=1e-6, atol=0)
+        losses = torch.tensor([[1.0, 3, 9, 9], [6, 9, 9, 9], [2, 2, 2, 2]], requires_grad=True)
+        parts = zip(losses.split(split), mask.split(split), weights.split(split), strict=True)
+        assert sum(backward_token_losses(*part).item() for part in parts) == pytest.approx(10 / 3)
+        torch.testing.assert_close(grad_of(losses), expected, rtol=1e-6, atol=0)

@@ -1,14 +1,29 @@
 """Log-probabilities and entropy of a language model's next-token distribution (handout section 4).
 
+Two paths. The plain one, `get_response_log_probs`, is the handout's: it holds all logits, (tokens x vocabulary). The
+chunked one starts from the hidden states, runs the output head on a few rows at a time, and never holds more logits
+than `LOGITS_CHUNK_BYTES`. It has two doors:
+
+    chunked_log_probs    differentiable log-probs and entropy; the backward pass computes the logits a second time
+    chunked_token_loss   for a loss that sums a function of each token's own log-prob: its gradient is formed while a
+                         chunk's logits are at hand, so nothing is computed twice
+
 Half-precision logits are taken to float32 first: a log-probability of -10 in bf16 is known to two digits only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+LOGITS_CHUNK_BYTES = 2**27
+"""The chunked path holds two buffers of this size: 220 rows of float32 logits at Qwen2.5's 151,936 tokens."""
+
+TokenLoss = Callable[[Float[Tensor, "tokens"], slice], Float[Tensor, "tokens"]]
+"""(log-probs of some tokens, their place among all tokens) -> the loss of each, weighted as it enters the sum."""
 
 
 def compute_entropy(logits: Float[Tensor, "batch seq vocab"]) -> Float[Tensor, "batch seq"]:
@@ -51,6 +66,55 @@ def get_response_log_probs(
     if return_token_entropy:
         result["token_entropy"] = _entropy(shifted, log_normalizer)
     return result
+
+
+def chunked_log_probs(
+    hidden: Float[Tensor, "tokens hidden"],
+    head_weight: Float[Tensor, "vocab hidden"],
+    labels: Int[Tensor, "tokens"],
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+    """Log-probability of each label, and entropy of each distribution, without holding all logits.
+
+        z_t = sampling_logits(W h_t);  log p(label_t) = z_t[label_t] - logsumexp(z_t)
+
+    Under autocast the matrix products run in its dtype; everything else in float32, or float64 for float64 inputs.
+
+    Args:
+        hidden: the transformer's last hidden states, one row a token that is to be predicted.
+        head_weight: the output head.
+        labels: int64 (tokens,).
+        temperature, vocab_size: as `sampling_logits` takes them.
+
+    Returns:
+        Log-probs and entropy, (tokens,), in nats, both differentiable in `hidden` and `head_weight`.
+    """
+    head = _Head(head_weight, temperature, vocab_size, _product_dtype(hidden))
+    return _ChunkedLogProbs.apply(hidden, head_weight, labels, head)  # type: ignore[no-any-return]
+
+
+def chunked_token_loss(
+    hidden: Float[Tensor, "tokens hidden"],
+    head_weight: Float[Tensor, "vocab hidden"],
+    labels: Int[Tensor, "tokens"],
+    token_loss: TokenLoss,
+    temperature: float = 1.0,
+    vocab_size: int | None = None,
+) -> tuple[Float[Tensor, ""], Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+    """The sum over tokens of a function of each token's log-prob, without holding all logits or computing them twice.
+
+        L = sum_t f_t(log p_t);   dL/dz_t = f_t'(log p_t) (onehot(label_t) - p_t) / temperature
+
+    Args:
+        hidden, head_weight, labels, temperature, vocab_size: as `chunked_log_probs` takes them.
+        token_loss: f, for a chunk of tokens at a time; a token's loss must depend on its own log-prob alone.
+
+    Returns:
+        The loss, differentiable in `hidden` and `head_weight`, and the log-probs and entropy, which are not.
+    """
+    head = _Head(head_weight, temperature, vocab_size, _product_dtype(hidden))
+    return _ChunkedTokenLoss.apply(hidden, head_weight, labels, head, token_loss)  # type: ignore[no-any-return]
 
 
 def sampling_logits(
@@ -103,3 +167,129 @@ def _entropy(shifted: Tensor, log_normalizer: Tensor) -> Tensor:
 
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _product_dtype(hidden: Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+
+
+@dataclass
+class _Scores:
+    """One chunk through the head. `weights` and `shifted` are buffers of (rows, vocab): use them up in place."""
+
+    log_probs: Tensor
+    entropy: Tensor
+    weights: Tensor
+    shifted: Tensor
+    log_normalizer: Tensor
+
+    def logit_gradient(self, labels: Tensor, by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
+        """g (onehot - p) - g_H p (log p + H), written into `weights`."""
+        factor = -by_log_prob.unsqueeze(1)
+        if by_entropy is not None:
+            log_p_plus_entropy = self.shifted.add_((self.entropy - self.log_normalizer).unsqueeze(1))
+            factor = factor - log_p_plus_entropy.mul_(by_entropy.unsqueeze(1))
+        gradient = self.weights.mul_(factor / self.log_normalizer.exp().unsqueeze(1))
+        return gradient.scatter_add_(1, labels.unsqueeze(1), by_log_prob.unsqueeze(1))
+
+
+class _Head:
+    """The output head, a chunk of rows at a time. Matrix products run in `dtype`, the rest in float32 or better."""
+
+    def __init__(self, weight: Tensor, temperature: float, vocab_size: int | None, dtype: torch.dtype) -> None:
+        self.temperature, self.vocab_size, self.dtype = temperature, vocab_size, dtype
+        self._weight = weight.detach().to(dtype)
+        element = torch.empty((), dtype=torch.promote_types(dtype, torch.float32)).element_size()
+        self._rows = max(1, LOGITS_CHUNK_BYTES // (len(weight) * element))
+
+    def chunks(self, tokens: int) -> Iterator[slice]:
+        return (slice(start, min(start + self._rows, tokens)) for start in range(0, tokens, self._rows))
+
+    def scores(self, hidden: Tensor, labels: Tensor) -> _Scores:
+        logits = sampling_logits(hidden.to(self.dtype) @ self._weight.T, self.temperature, self.vocab_size)
+        largest, index = logits.max(dim=1, keepdim=True)
+        shifted = logits.sub_(largest)
+        weights = shifted.exp()
+        # As in _shift: the largest term, 1, stays out of the sum, so that log1p keeps the digits of the rest.
+        log_normalizer = weights.scatter_(1, index, 0.0).sum(dim=1).log1p()
+        weights.scatter_(1, index, 1.0)
+        log_probs = shifted.gather(1, labels.unsqueeze(1)).squeeze(1) - log_normalizer
+        shifted.clamp_(min=-1e30)  # -inf times a weight of 0 would be NaN
+        distance = -torch.bmm(weights.unsqueeze(1), shifted.unsqueeze(2)).flatten()
+        entropy = log_normalizer + distance / log_normalizer.exp()
+        return _Scores(log_probs, entropy, weights, shifted, log_normalizer)
+
+    def backward_chunk(self, gradient: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None) -> None:
+        """From a chunk's dL/dz to its rows of dL/dhidden, and its part of dL/dweight."""
+        gradient = gradient.to(self.dtype)
+        grad_hidden.copy_(gradient @ self._weight)
+        if grad_weight is not None and grad_weight.dtype == self.dtype:
+            grad_weight.addmm_(gradient.T, hidden)
+        elif grad_weight is not None:
+            grad_weight.add_(gradient.T @ hidden.to(self.dtype))
+
+
+class _ChunkedLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, head: _Head) -> tuple[Tensor, Tensor]:
+        log_probs = hidden.new_empty(len(labels), dtype=torch.promote_types(head.dtype, torch.float32))
+        entropy = torch.empty_like(log_probs)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for at in head.chunks(len(labels)):
+                scores = head.scores(hidden[at], labels[at])
+                log_probs[at], entropy[at] = scores.log_probs, scores.entropy
+        ctx.head = head
+        ctx.save_for_backward(hidden, weight, labels)
+        return log_probs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+        hidden, weight, labels = ctx.saved_tensors
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for at in ctx.head.chunks(len(labels)):
+            scores = ctx.head.scores(hidden[at], labels[at])
+            scale = 1 / ctx.head.temperature
+            gradient = scores.logit_gradient(labels[at], by_log_prob[at] * scale, by_entropy[at] * scale)
+            ctx.head.backward_chunk(gradient, hidden[at], grad_hidden[at], grad_weight)
+        return grad_hidden, grad_weight, None, None
+
+
+class _ChunkedTokenLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, head: _Head, token_loss: TokenLoss
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_probs = hidden.new_empty(len(labels), dtype=torch.promote_types(head.dtype, torch.float32))
+        entropy = torch.empty_like(log_probs)
+        loss = log_probs.new_zeros(())
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        with torch.autocast(hidden.device.type, enabled=False):
+            for at in head.chunks(len(labels)):
+                scores = head.scores(hidden[at], labels[at])
+                log_probs[at], entropy[at] = scores.log_probs, scores.entropy
+                chunk_loss, slope = _value_and_slope(token_loss, scores.log_probs, at)
+                loss += chunk_loss
+                if grad_hidden is not None:
+                    gradient = scores.logit_gradient(labels[at], slope / head.temperature, None)
+                    head.backward_chunk(gradient, hidden[at], grad_hidden[at], grad_weight)
+        ctx.gradients = grad_hidden, grad_weight
+        ctx.mark_non_differentiable(log_probs, entropy)
+        return loss, log_probs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        gradients, ctx.gradients = ctx.gradients, None  # the last reference, so that no copy is made of it
+        grad_hidden, grad_weight = (gradient if gradient is None else gradient.mul_(by_loss) for gradient in gradients)
+        return grad_hidden, grad_weight, None, None, None
+
+
+def _value_and_slope(token_loss: TokenLoss, log_probs: Tensor, at: slice) -> tuple[Tensor, Tensor]:
+    """sum_t f_t(log p_t), and f_t'(log p_t) of each token."""
+    with torch.enable_grad():
+        leaf = log_probs.detach().requires_grad_()
+        losses = token_loss(leaf, at)
+        (slope,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
+    return losses.detach().sum(), slope

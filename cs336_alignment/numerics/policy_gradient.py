@@ -36,15 +36,18 @@ def compute_grpo_clip_loss(
     policy_log_probs: Float[Tensor, "batch seq"],
     old_log_probs: Float[Tensor, "batch seq"],
     cliprange: float,
+    cliprange_high: float | None = None,
 ) -> tuple[Float[Tensor, "batch seq"], dict[str, Tensor]]:
     """GRPO's clipped surrogate, token by token.
 
-        loss_t = -min(rho_t * A, clip(rho_t, 1 - cliprange, 1 + cliprange) * A)
+        loss_t = -min(rho_t * A, clip(rho_t, 1 - cliprange, 1 + cliprange_high) * A)
 
     Args:
         advantages: (batch, 1), one a response.
         policy_log_probs, old_log_probs: (batch, seq), in nats; only the first carries gradient.
         cliprange: epsilon, for instance 0.2.
+        cliprange_high: epsilon above 1, for instance 0.28: unlikely tokens may gain more (DAPO, Yu et al. 2025,
+            equation 10, "clip-higher"). None is `cliprange`, as in PPO and GRPO.
 
     Returns:
         The loss, (batch, seq), and metadata: `clipped`, bool (batch, seq), true where the clipped branch is strictly
@@ -54,7 +57,8 @@ def compute_grpo_clip_loss(
     """
     ratio = _importance_ratio(policy_log_probs, old_log_probs)
     unclipped = ratio * advantages
-    clipped = ratio.clamp(1.0 - cliprange, 1.0 + cliprange) * advantages
+    upper = 1.0 + (cliprange if cliprange_high is None else cliprange_high)
+    clipped = ratio.clamp(1.0 - cliprange, upper) * advantages
     return -torch.minimum(unclipped, clipped), {"clipped": clipped < unclipped}
 
 
@@ -79,6 +83,7 @@ def compute_policy_gradient_loss(
     advantages: Float[Tensor, "batch 1"] | None = None,
     old_log_probs: Float[Tensor, "batch seq"] | None = None,
     cliprange: float | None = None,
+    cliprange_high: float | None = None,
 ) -> tuple[Float[Tensor, "batch seq"], dict[str, Tensor]]:
     """One of the losses above, by name, with its metadata.
 
@@ -88,6 +93,8 @@ def compute_policy_gradient_loss(
     | reinforce_with_baseline | compute_naive_policy_gradient_loss | advantages                           |
     | grpo_clip               | compute_grpo_clip_loss             | advantages, old_log_probs, cliprange |
     | grpo_no_clip            | compute_grpo_no_clip_loss          | advantages, old_log_probs            |
+
+    `cliprange_high` is grpo_clip's alone, and may be left out.
 
     Raises:
         ValueError: an unknown loss type, or an argument it needs is None; the message names it.
@@ -111,7 +118,34 @@ def compute_policy_gradient_loss(
     if loss_type == "grpo_no_clip":
         return compute_grpo_no_clip_loss(advantages, policy_log_probs, old_log_probs), {}
     cliprange = needed("cliprange", cliprange)
-    return compute_grpo_clip_loss(advantages, policy_log_probs, old_log_probs, cliprange)
+    return compute_grpo_clip_loss(advantages, policy_log_probs, old_log_probs, cliprange, cliprange_high)
+
+
+def k3_divergence(
+    policy_log_probs: Float[Tensor, "*shape"], reference_log_probs: Float[Tensor, "*shape"]
+) -> Float[Tensor, "*shape"]:
+    """An estimate of KL(pi || pi_ref) at each sampled token: never negative, unbiased in expectation over pi's samples.
+
+        k3_t = exp(d_t) - d_t - 1,  d_t = log pi_ref - log pi
+
+    Source: DeepSeekMath equation 4; Schulman 2020, "Approximating KL divergence".
+    """
+    distance = (reference_log_probs - policy_log_probs).clamp(max=MAX_LOG_RATIO)
+    return distance.exp() - distance - 1.0
+
+
+def truncated_importance_weights(
+    trainer_log_probs: Float[Tensor, "*shape"], sampler_log_probs: Float[Tensor, "*shape"], cap: float
+) -> Float[Tensor, "*shape"]:
+    """Weights that undo the difference between the policy that was meant to sample and the engine that did.
+
+        w_t = min(pi_trainer / pi_sampler, cap), without gradient
+
+    The rollout engine's log-probs differ from the trainer's by its kernels' rounding, and in bfloat16 by a lot more.
+
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training".
+    """
+    return (trainer_log_probs - sampler_log_probs).detach().clamp(max=MAX_LOG_RATIO).exp().clamp(max=cap)
 
 
 def _importance_ratio(policy_log_probs: Tensor, old_log_probs: Tensor) -> Tensor:

@@ -1,46 +1,54 @@
 """The loss of one microbatch and its backward pass: the only place that calls `.backward()`.
 
-Every sequence weighs 1 / train_batch_size, whichever microbatch it is in, so any split of the batch accumulates the
-same gradient. The handout's two steps are the equal split: train_batch_size is the microbatch's size times
-gradient_accumulation_steps.
+Every token's loss carries a weight that depends on the whole train batch alone (numerics/aggregation.py), applied
+before the backward pass, so any split of the batch accumulates the same gradient. The loops call
+`backward_microbatch`; the handout's two steps are the equal split, on log-probs that are at hand.
 """
 
 from jaxtyping import Float, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
-from cs336_alignment.numerics.masking import masked_mean, masked_normalize
+from cs336_alignment.numerics.aggregation import constant_weights, sequence_mean_weights
+from cs336_alignment.numerics.log_probs import TokenLoss
+from cs336_alignment.numerics.masking import masked_mean
 from cs336_alignment.numerics.policy_gradient import compute_policy_gradient_loss
+from cs336_alignment.training.packing import PackedBatch
+from cs336_alignment.training.policy import TokenScores
 
 
-def backward_sequence_losses(sequence_losses: Float[Tensor, "batch"], train_batch_size: int) -> Float[Tensor, ""]:
-    """Accumulate the gradient of this microbatch's part of the batch mean.
-
-        loss = sum_i sequence_losses_i / train_batch_size
+def backward_microbatch(
+    policy: nn.Module, batch: PackedBatch, token_loss: TokenLoss, scale: float = 1.0
+) -> TokenScores:
+    """Forward and backward of packed examples; gradients add up in the policy.
 
     Args:
-        sequence_losses: one loss a sequence.
-        train_batch_size: the sequences of the whole optimiser step, over all microbatches and ranks.
+        policy: a `Policy`, wrapped for several ranks or not.
+        batch: the examples.
+        token_loss: the weighted loss of each token, from its log-prob.
+        scale: multiplies the gradient: the number of ranks where these average their gradients instead of adding.
 
     Returns:
-        The loss, detached; over all microbatches these sum to the batch's mean loss.
+        Loss, log-probs and entropy, detached; over all microbatches and ranks the losses add up to the batch's.
     """
-    loss = sequence_losses.sum() / train_batch_size
+    scores = policy(batch, token_loss)
+    (scores.loss * scale).backward()
+    return TokenScores(scores.loss.detach(), scores.log_probs, scores.entropy)
+
+
+def backward_token_losses(
+    token_losses: Float[Tensor, "batch seq"],
+    response_mask: Shaped[Tensor, "batch seq"],
+    sequence_weights: Float[Tensor, "batch"],
+) -> Float[Tensor, ""]:
+    """The same for token losses on a padded batch: loss = sum_i w_i sum_t mask_it loss_it.
+
+    Returns:
+        The loss, detached.
+    """
+    weights = sequence_weights.to(token_losses).unsqueeze(1)
+    loss = (token_losses * weights).where(response_mask.bool(), 0.0).sum()
     loss.backward()
     return loss.detach()
-
-
-def sft_sequence_losses(
-    policy_log_probs: Float[Tensor, "batch seq"],
-    response_mask: Shaped[Tensor, "batch seq"],
-    normalize_constant: float = 1.0,
-) -> Float[Tensor, "batch"]:
-    """Negative log-likelihood of each response.
-
-        loss_i = -sum_t mask_it * log pi(y_it | x_i, y_i<t) / normalize_constant
-
-    Source: handout, section 4.2; the mean over the batch is `backward_sequence_losses`'s part.
-    """
-    return -masked_normalize(policy_log_probs, response_mask, normalize_constant, dim=1)
 
 
 def sft_microbatch_train_step(
@@ -50,6 +58,8 @@ def sft_microbatch_train_step(
     normalize_constant: float = 1.0,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
     """Forward and backward of one SFT microbatch.
+
+        loss_i = -sum_t mask_it * log pi(y_it | x_i, y_i<t) / normalize_constant
 
     Args:
         policy_log_probs: log-probabilities of the labels, with gradient.
@@ -62,9 +72,10 @@ def sft_microbatch_train_step(
 
     Source: handout, problem sft_microbatch_train_step.
     """
-    losses = sft_sequence_losses(policy_log_probs, response_mask, normalize_constant)
-    loss = backward_sequence_losses(losses, len(losses) * gradient_accumulation_steps)
-    return loss, {"response_tokens": response_mask.sum()}
+    lengths = response_mask.bool().sum(dim=1)
+    weights = constant_weights(lengths, normalize_constant) / gradient_accumulation_steps
+    loss = backward_token_losses(-policy_log_probs, response_mask, weights)
+    return loss, {"response_tokens": lengths.sum()}
 
 
 def grpo_microbatch_train_step(
@@ -106,8 +117,8 @@ def grpo_microbatch_train_step(
     token_losses, metadata = compute_policy_gradient_loss(
         policy_log_probs, loss_type, raw_rewards, advantages, old_log_probs, cliprange
     )
-    losses = masked_mean(token_losses, mask, dim=1).where(mask.any(dim=1), 0.0)
-    loss = backward_sequence_losses(losses, len(losses) * gradient_accumulation_steps)
+    weights = sequence_mean_weights(mask.sum(dim=1)) / gradient_accumulation_steps
+    loss = backward_token_losses(token_losses, mask, weights)
     metadata["response_tokens"] = mask.sum()
     if "clipped" in metadata:
         metadata["clip_fraction"] = masked_mean(metadata["clipped"].float(), mask)

@@ -1,0 +1,65 @@
+"""The ranks of a run, through accelerate: one process, or several under `accelerate launch` or `torchrun`.
+
+Every rank holds the whole train batch, as token ids, and knows the whole plan; what is shared out is the work:
+generating, grading, forward and backward passes. So an algorithm reads the same on one rank and on many.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import nn
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among its peers."""
+
+    def __init__(self) -> None:
+        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.accelerator = Accelerator(kwargs_handlers=[ddp])
+
+    @property
+    def index(self) -> int:
+        return self.accelerator.process_index
+
+    @property
+    def count(self) -> int:
+        return self.accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    def share(self, items: Sequence[T]) -> tuple[int, Sequence[T]]:
+        """This rank's part of `items`, contiguous, and the position of its first."""
+        start, end = (len(items) * rank // self.count for rank in (self.index, self.index + 1))
+        return start, items[start:end]
+
+    def gather(self, items: Sequence[T]) -> list[T]:
+        """Every rank's items, in the order of the ranks, on every rank."""
+        if self.count == 1:
+            return list(items)
+        parts: list[Any] = [None] * self.count
+        dist.all_gather_object(parts, list(items))
+        return [item for part in parts for item in part]
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up on any rank."""
+        return any(self.gather([flag]))
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        self.accelerator.wait_for_everyone()
+
+
+def unwrap(module: nn.Module) -> Any:
+    """The module inside DDP's wrapper; FSDP2 shards in place and has none."""
+    return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module

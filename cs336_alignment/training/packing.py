@@ -1,0 +1,222 @@
+"""Sequences laid end to end in one row, every distinct prompt once: no padding, and no prompt computed G times.
+
+    row:        [prompt A][response A1][response A2] ... [prompt B][response B1] ...
+    sees:        itself    A and itself A and itself       itself   B and itself
+
+A group of G rollouts shares one prompt, most of its tokens. A response's queries attend to the keys of its prompt and
+to its own; positions count on from the prompt. So every hidden state is the one that the sequence would have alone,
+forward and backward: the gradients of G responses meet in their prompt's keys. The last token of a response predicts
+nothing and is left out; the first is predicted by the prompt's last token, which the group shares as well.
+
+This is a transformers attention implementation: load a model with `attn_implementation=PACKED_ATTENTION` and pass
+`layout=`. It needs causal full attention. Without `layout` it is plain causal attention over right-padded rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+PACKED_ATTENTION = "packed"
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """One prompt and one response, as token ids: what was sampled, or a tokenised target. Never text again."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the segments of a row lie: for each prompt its length, and the lengths of the responses that follow it."""
+
+    groups: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def segments(self) -> list[int]:
+        return [length for prompt, responses in self.groups for length in (prompt, *responses)]
+
+    def masks(self, device: torch.device) -> dict[tuple[int, int], Tensor]:
+        """(prompt length, response length) -> bool (response, prompt + response), true where a key is seen."""
+        if device not in self._masks:
+            self._masks[device] = {
+                (prompt, length): torch.ones(length, prompt + length, dtype=torch.bool, device=device).tril(prompt)
+                for prompt, responses in self.groups
+                for length in responses
+            }
+        return self._masks[device]
+
+    @cached_property
+    def _masks(self) -> dict[torch.device, dict[tuple[int, int], Tensor]]:
+        return {}
+
+    def varlen(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """The same as flash-attn takes it: which keys in which order, the segments' bounds among queries and keys
+        (int32), and the longest segment of each. Where a segment has more keys than queries, its last ones align."""
+        if device not in self._varlen:
+            keys: list[Tensor] = []
+            start = 0
+            for prompt, responses in self.groups:
+                prompt_keys = torch.arange(start, start + prompt)
+                keys.append(prompt_keys)
+                start += prompt
+                for length in responses:
+                    keys.append(torch.cat([prompt_keys, torch.arange(start, start + length)]))
+                    start += length
+            counts = torch.tensor([[0, *self.segments], [0, *map(len, keys)]])
+            bounds = counts.cumsum(dim=1).to(device, torch.int32)
+            longest_query, longest_key = counts.amax(dim=1).tolist()
+            self._varlen[device] = torch.cat(keys).to(device), bounds[0], bounds[1], longest_query, longest_key
+        return self._varlen[device]
+
+    @cached_property
+    def _varlen(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor, int, int]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """Examples as one row.
+
+    Attributes:
+        input_ids, position_ids: int64 (1, row).
+        labels: int64 (tokens,), all response tokens, example after example in the order they were given.
+        predictors: int64 (tokens,), the place in the row whose hidden state predicts each label.
+        lengths: response tokens of each example.
+        layout: where the segments lie.
+    """
+
+    input_ids: Int[Tensor, "1 row"]
+    position_ids: Int[Tensor, "1 row"]
+    labels: Int[Tensor, "tokens"]
+    predictors: Int[Tensor, "tokens"]
+    lengths: tuple[int, ...]
+    layout: Layout
+
+    @property
+    def row_tokens(self) -> int:
+        return self.input_ids.shape[1]
+
+
+def pack(examples: Sequence[TokenExample], device: torch.device | str = "cpu") -> PackedBatch:
+    """Lay examples end to end, those with the same prompt behind one copy of it.
+
+    Raises:
+        ValueError: no examples, or one without prompt or response tokens.
+    """
+    if not examples or not all(example.prompt_ids and example.response_ids for example in examples):
+        raise ValueError("packing needs examples, each with a prompt token and a response token at least")
+    rows_of: dict[tuple[int, ...], list[int]] = {}
+    for row, example in enumerate(examples):
+        rows_of.setdefault(example.prompt_ids, []).append(row)
+    ids: list[int] = []
+    positions: list[int] = []
+    predictors: list[list[int]] = [[] for _ in examples]
+    for prompt_ids, rows in rows_of.items():
+        ids += prompt_ids
+        positions += range(len(prompt_ids))
+        prompt_end = len(ids)
+        for row in rows:
+            inputs = examples[row].response_ids[:-1]
+            predictors[row] = [prompt_end - 1, *range(len(ids), len(ids) + len(inputs))]
+            ids += inputs
+            positions += range(len(prompt_ids), len(prompt_ids) + len(inputs))
+    return PackedBatch(
+        input_ids=torch.tensor([ids], device=device),
+        position_ids=torch.tensor([positions], device=device),
+        labels=torch.tensor([token for example in examples for token in example.response_ids], device=device),
+        predictors=torch.tensor([place for places in predictors for place in places], device=device),
+        lengths=tuple(len(example.response_ids) for example in examples),
+        layout=Layout(
+            tuple(
+                (len(prompt_ids), tuple(len(examples[row].response_ids) - 1 for row in rows))
+                for prompt_ids, rows in rows_of.items()
+            )
+        ),
+    )
+
+
+def packed_tokens(examples: Sequence[TokenExample]) -> int:
+    """The length of the row that `pack` makes: what a microbatch costs."""
+    prompts = {example.prompt_ids for example in examples}
+    return sum(map(len, prompts)) + sum(len(example.response_ids) - 1 for example in examples)
+
+
+def packed_attention(
+    module: torch.nn.Module,
+    query: Float[Tensor, "batch heads row width"],
+    key: Float[Tensor, "batch kv_heads row width"],
+    value: Float[Tensor, "batch kv_heads row width"],
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    layout: Layout | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Float[Tensor, "batch row heads width"], None]:
+    """The attention of a packed row; the signature is transformers'.
+
+    Raises:
+        ValueError: a sliding window, padding on the left, or a key-value cache.
+    """
+    if sliding_window is not None or attention_mask is not None or query.shape[2] != key.shape[2]:
+        raise ValueError("packed attention is causal attention over whole rows: no sliding window, mask or cache")
+    if layout is not None and query.device.type == "cuda" and query.dtype != torch.float32 and find_spec("flash_attn"):
+        return _flash_segments(query, key, value, layout, scaling), None
+    repeats = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if layout is None:
+        attended = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+    else:
+        attended = _attend_by_segment(query, key, value, layout, scaling)
+    return attended.transpose(1, 2), None
+
+
+def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+    """One call a segment, so that no work goes into pairs that may not see each other."""
+    masks = layout.masks(query.device)
+    pieces = zip(*(tensor.split(layout.segments, dim=2) for tensor in (query, key, value)), strict=True)
+    attended = []
+    for prompt_length, response_lengths in layout.groups:
+        prompt_query, prompt_key, prompt_value = next(pieces)
+        attended.append(
+            scaled_dot_product_attention(prompt_query, prompt_key, prompt_value, is_causal=True, scale=scaling)
+        )
+        for length in response_lengths:
+            own_query, own_key, own_value = next(pieces)
+            keys, values = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
+            mask = masks[prompt_length, length]
+            if length:
+                attended.append(scaled_dot_product_attention(own_query, keys, values, attn_mask=mask, scale=scaling))
+    return torch.cat(attended, dim=2)
+
+
+def _flash_segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
+    """All segments in one call of flash-attn, keys and values of a prompt repeated for each of its responses."""
+    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+
+    order, query_bounds, key_bounds, longest_query, longest_key = layout.varlen(query.device)
+    query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    attended = flash_attn_varlen_func(
+        query,
+        key[order],
+        value[order],
+        query_bounds,
+        key_bounds,
+        longest_query,
+        longest_key,
+        softmax_scale=scaling,
+        causal=True,
+    )
+    return attended.unsqueeze(0)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention)

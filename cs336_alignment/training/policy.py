@@ -1,0 +1,115 @@
+"""The policy that is trained: a causal language model, its tokenizer, and one forward pass for every algorithm.
+
+Weights are float32 by default, whatever the compute dtype: in bfloat16 an AdamW update of 1e-5 is smaller than the
+distance to the next number, and vanishes. On a GPU the forward pass runs under bfloat16 autocast.
+"""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cs336_alignment.numerics.log_probs import TokenLoss, chunked_log_probs, chunked_token_loss
+from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.training.packing import PACKED_ATTENTION, PackedBatch
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a forward pass says of the response tokens of a batch, in the order of its examples.
+
+    Attributes:
+        loss: the sum of the weighted token losses, with gradient; 0 where no loss was asked for.
+        log_probs, entropy: of each response token, in nats, without gradient.
+    """
+
+    loss: Float[Tensor, ""]
+    log_probs: Float[Tensor, "tokens"]
+    entropy: Float[Tensor, "tokens"]
+
+
+class Policy(nn.Module):
+    """A Hugging Face causal language model whose forward pass goes from packed examples to losses."""
+
+    def __init__(self, model: Any, tokenizer: Any, temperature: float = 1.0, autocast: bool = False) -> None:
+        """Wrap a model.
+
+        Args:
+            model: has `base_model`, `get_output_embeddings()` without bias, and attends as `packing` needs it.
+            tokenizer: its tokenizer; head rows beyond it are padding, for training as for sampling.
+            temperature: of the distribution whose log-probs are taken: the one that rollouts are sampled at.
+            autocast: compute in bfloat16.
+        """
+        super().__init__()
+        head = model.get_output_embeddings()
+        if getattr(head, "bias", None) is not None:
+            raise ValueError("an output head with bias is not supported")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.autocast = autocast
+
+    @classmethod
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        dtype: Dtype = "auto",
+        temperature: float = 1.0,
+        activation_checkpointing: bool = False,
+    ) -> "Policy":
+        """Load a Hugging Face directory or hub name, with float32 weights, onto the CPU.
+
+        Args:
+            name: the model.
+            dtype: of compute; "auto" is bfloat16 on a GPU, float32 on a CPU.
+            temperature: as for the constructor.
+            activation_checkpointing: keep only each layer's input, and compute the layer again in the backward pass.
+        """
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
+        )
+        model.config.use_cache = False
+        model.train()
+        if activation_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        bfloat16 = dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available())
+        return cls(model, AutoTokenizer.from_pretrained(name), temperature, autocast=bfloat16)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    def forward(self, batch: PackedBatch, token_loss: TokenLoss | None = None) -> TokenScores:
+        """Log-probs and entropy of every response token, and the sum of their losses."""
+        with self._precision():
+            hidden = self.model.base_model(
+                input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+            ).last_hidden_state[0]
+            rows = hidden.index_select(0, batch.predictors)
+            head = self.model.get_output_embeddings().weight
+            vocab_size = len(self.tokenizer)
+            if token_loss is None:
+                log_probs, entropy = chunked_log_probs(rows, head, batch.labels, self.temperature, vocab_size)
+                return TokenScores(log_probs.new_zeros(()), log_probs, entropy)
+            return TokenScores(*chunked_token_loss(rows, head, batch.labels, token_loss, self.temperature, vocab_size))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The items of the model's state dict, a tied head included, for a rollout engine."""
+        for name, tensor in self.model.state_dict().items():
+            # A sharded parameter (FSDP2) is put together on every rank.
+            yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+    def save(self, folder: Path) -> None:
+        """Write weights, config and tokenizer, to be read by `from_pretrained` and by vLLM."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
