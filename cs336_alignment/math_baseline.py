@@ -9,7 +9,6 @@ embedded set and policy. Deviates from the handout in the data: GSM8K in place o
 """
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.rollout.engine import Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
-from cs336_alignment.run_folder import read_json, write_json
+from cs336_alignment.run_folder import OtherRunError, record_session, write_json
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 
@@ -245,18 +244,10 @@ def _check_output(run_folder: Path, resume: bool) -> None:
 
 def _record(run_folder: Path, config: BaselineConfig, protocol: EvaluationProtocol) -> None:
     """Write run.json; a resumed run must have the protocol that it was started with, and adds its session."""
-    path = run_folder / "run.json"
-    record = {"config": asdict(config), "protocol": asdict(protocol), "sessions": []}
-    if path.exists():
-        record = read_json(path)
-        now = json.loads(json.dumps(asdict(protocol)))
-        changed = [name for name in now if record["protocol"].get(name) != now[name]]
-        if changed:
-            raise UsageError(
-                f"{run_folder} was started with another {', '.join(changed)}: resume with the same options"
-            )
-    record["sessions"].append(environment.describe())
-    write_json(path, record)
+    try:
+        record_session(run_folder, asdict(config), asdict(protocol), environment.describe(), must_match="protocol")
+    except OtherRunError as error:
+        raise UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

@@ -59,5 +59,34 @@ def read_complete_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.split("\n") if line]  # not splitlines: U+2028 ends no line here
 
 
+class OtherRunError(ValueError):
+    """A run folder holds a run that was started differently."""
+
+
+def record_session(folder: Path, config: Any, protocol: Any, session: Any, must_match: str) -> None:
+    """Write run.json, or add this session to that of a run that goes on.
+
+    Args:
+        folder: the run folder.
+        config, protocol: what the run was asked to do, and what its figures depend on.
+        session: where and with what this process runs.
+        must_match: "config" or "protocol": the part that a continued run has to share with its beginning.
+
+    Raises:
+        OtherRunError: it does not; the message names the fields.
+    """
+    path = folder / "run.json"
+    record = {"config": config, "protocol": protocol, "sessions": []}
+    if path.exists():
+        now = json.loads(json.dumps(record[must_match], default=str))
+        record = read_json(path)
+        before = record[must_match]
+        changed = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
+        if changed:
+            raise OtherRunError(f"{folder} was started with another {', '.join(changed)}: resume with the same options")
+    record["sessions"].append(session)
+    write_json(path, record)
+
+
 def _line(row: Any) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"

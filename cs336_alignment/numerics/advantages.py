@@ -41,15 +41,20 @@ def compute_group_normalized_rewards(
     graded = list(map(reward_fn, rollout_responses, repeated_ground_truths))
     rewards = torch.tensor([scores["reward"] for scores in graded], dtype=torch.float64)
     advantages = group_normalized_advantages(rewards, group_size, advantage_eps, normalize_by_std)
-    metadata = {
+    metadata = reward_statistics(rewards, group_size)
+    for component in graded[0]:
+        metadata[f"{component}_mean"] = sum(scores[component] for scores in graded) / len(graded)
+    return advantages.float(), rewards.float(), metadata
+
+
+def reward_statistics(rewards: Float[Tensor, "rollouts"], group_size: int) -> dict[str, float]:
+    """Spread of the rewards over all rollouts, and the share of groups whose rewards are all the same."""
+    return {
         "reward_std": rewards.std().item(),
         "reward_min": rewards.min().item(),
         "reward_max": rewards.max().item(),
         "zero_std_groups": _is_constant(rewards.view(-1, group_size)).double().mean().item(),
     }
-    for component in graded[0]:
-        metadata[f"{component}_mean"] = sum(scores[component] for scores in graded) / len(graded)
-    return advantages.float(), rewards.float(), metadata
 
 
 def group_normalized_advantages(

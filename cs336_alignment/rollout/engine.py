@@ -19,7 +19,9 @@ class Sampling:
         min_tokens: EOS cannot be sampled, and stop strings do not count, before so many.
         stop: a completion ends with the first of these strings that appears; the string stays in the text.
         n: completions a prompt, all different draws.
-        seed: draws depend on it, on the prompt's position in the call and on nothing else.
+        seed: draws depend on it, on the prompt's position and on nothing else.
+        first_position: of the call's first prompt, where a call is a part of a larger batch: shared out over ranks, a
+            batch gives the draws that it would give in one call.
     """
 
     temperature: float = 1.0
@@ -29,6 +31,7 @@ class Sampling:
     stop: tuple[str, ...] = ("</answer>",)
     n: int = 1
     seed: int = 0
+    first_position: int = 0
 
     def __post_init__(self) -> None:
         checks = {
@@ -40,6 +43,7 @@ class Sampling:
             "n must be at least 1": self.n >= 1,
             "greedy decoding gives one completion: n must be 1 at temperature 0": self.temperature > 0 or self.n == 1,
             "seed must not be negative": self.seed >= 0,
+            "first_position must not be negative": self.first_position >= 0,
         }
         for requirement, holds in checks.items():
             if not holds:
@@ -69,6 +73,11 @@ class RolloutEngine(Protocol):
     """A policy that can be sampled from, and given new weights. Use it as a context manager."""
 
     @property
+    def policy_version(self) -> int:
+        """What the last `load_policy` was given; 0 before it."""
+        ...
+
+    @property
     def description(self) -> dict[str, str | int]:
         """Engine, version and dtype, for the evaluation protocol."""
         ...
@@ -90,6 +99,11 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def held_weights(self) -> dict[str, float]:
+        """Sums of the weights, read where the engine keeps them: by name those that it keeps as the trainer does, each
+        summed in float64. At least one; a kernel's own packing may leave out many."""
+        ...
+
     def sleep(self) -> None:
         """Give the accelerator's memory back until `wake`."""
         ...
@@ -106,6 +120,11 @@ class RolloutEngine(Protocol):
 def derive_seed(seed: int, *path: int) -> int:
     """A seed for one part of a run, such as one prompt of a call: well spread, the same on every machine."""
     return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> np.uint64(16))
+
+
+def weight_sum(weight: Tensor) -> float:
+    """A checksum of a weight that does not depend on where or how it lies: its sum in float64."""
+    return weight.detach().double().sum().item()
 
 
 def check_prompt_lengths(lengths: Sequence[int], max_positions: int) -> None:

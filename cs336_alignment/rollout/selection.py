@@ -50,6 +50,7 @@ def open_engine(
     dtype: Dtype = "auto",
     tensor_parallel_size: int = 1,
     max_batch_size: int | None = None,
+    gpu_memory_utilization: float = 0.85,
     progress: bool = False,
 ) -> RolloutEngine:
     """Load `model` into the chosen engine.
@@ -60,6 +61,7 @@ def open_engine(
         dtype: "auto" is bfloat16 on a GPU, float32 on a CPU.
         tensor_parallel_size: GPUs that share one copy of the model; vLLM only.
         max_batch_size: sequences that run at once; None is the engine's default.
+        gpu_memory_utilization: the share of each GPU's memory that a vLLM engine may take.
         progress: show a progress bar.
 
     Raises:
@@ -71,7 +73,14 @@ def open_engine(
     if chosen == "vllm":
         from cs336_alignment.rollout.vllm_engine import VLLMEngine
 
-        return VLLMEngine(model, dtype=dtype, tensor_parallel_size=tensor_parallel_size, progress=progress, **batch)
+        return VLLMEngine(
+            model,
+            dtype=dtype,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            progress=progress,
+            **batch,
+        )
     if tensor_parallel_size != 1:
         raise EngineNotInstalledError(f"tensor_parallel_size {tensor_parallel_size} needs the vLLM engine")
     return TransformersEngine(model, dtype=dtype, progress=progress, **batch)

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from cs336_alignment.numerics.log_probs import sampling_logits
 from cs336_alignment.numerics.tokenization import padding_id
-from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths
+from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, weight_sum
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -63,10 +63,14 @@ class TransformersEngine:
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self.model.to(self.device).eval()
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
-        self.policy_version = 0
+        self._policy_version = 0
         self._max_batch_size = max_batch_size
         self._show_progress = progress
         self._eos_ids = _eos_ids(self.model, self.tokenizer)
+
+    @property
+    def policy_version(self) -> int:
+        return self._policy_version
 
     @property
     def description(self) -> dict[str, str | int]:
@@ -74,7 +78,10 @@ class TransformersEngine:
 
     def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.model.load_state_dict(dict(weights), strict=True)
-        self.policy_version = version
+        self._policy_version = version
+
+    def held_weights(self) -> dict[str, float]:
+        return {name: weight_sum(tensor) for name, tensor in self.model.state_dict().items()}
 
     def sleep(self) -> None:
         self.model.to("cpu")
@@ -113,8 +120,9 @@ class TransformersEngine:
         sequences = []
         for prompt, ids in zip(prompts, prompt_ids, strict=True):
             max_tokens = min(sampling.max_tokens, self.model.config.max_position_embeddings - len(ids))
+            position = sampling.first_position + prompt
             for draw in range(sampling.n):
-                uniforms = 1.0 - np.random.default_rng((sampling.seed, prompt, draw)).random(sampling.max_tokens)
+                uniforms = 1.0 - np.random.default_rng((sampling.seed, position, draw)).random(sampling.max_tokens)
                 sequences.append(_Sequence(prompt, max_tokens, uniforms))
         logits, cache, attention_mask = self._prefill(prompt_ids, sampling.n)
         active = list(sequences)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, derive_seed
+from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, derive_seed, weight_sum
 from cs336_alignment.rollout.transformers_engine import Dtype
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -83,10 +83,14 @@ class VLLMEngine:
             **settings,
         )
         self.dtype = dtype
-        self.policy_version = 0
+        self._policy_version = 0
         self._tensor_parallel_size = tensor_parallel_size
         self._on_gpu = on_gpu
         self._show_progress = progress
+
+    @property
+    def policy_version(self) -> int:
+        return self._policy_version
 
     @property
     def description(self) -> dict[str, str | int]:
@@ -115,7 +119,10 @@ class VLLMEngine:
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": detached})
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: rollouts would mix the old policy with the new")
-        self.policy_version = version
+        self._policy_version = version
+
+    def held_weights(self) -> dict[str, float]:
+        return self._llm.apply_model(_weight_sums)[0]
 
     def sleep(self) -> None:
         """On a GPU, move the weights to the CPU's memory and drop the cache. On a CPU, nothing."""
@@ -148,7 +155,7 @@ class VLLMEngine:
             stop=list(sampling.stop),
             include_stop_str_in_output=True,
             logprobs=0,
-            seed=derive_seed(sampling.seed, position),
+            seed=derive_seed(sampling.seed, sampling.first_position + position),
         )
 
 
@@ -167,6 +174,11 @@ class PaddedVocabularyMask(LogitsProcessor):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         pass
+
+
+def _weight_sums(model: torch.nn.Module) -> dict[str, float]:
+    """Of the parameters that hold numbers: on a CPU most matrices live in a kernel's packed copy and leave none."""
+    return {name: weight_sum(weight) for name, weight in model.named_parameters() if weight.numel()}
 
 
 def _completion(sample: Any) -> Completion:

@@ -4,7 +4,7 @@ Weights are float32 by default, whatever the compute dtype: in bfloat16 an AdamW
 distance to the next number, and vanishes. On a GPU the forward pass runs under bfloat16 autocast.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cs336_alignment.numerics.log_probs import TokenLoss, chunked_log_probs, chunked_token_loss
@@ -104,11 +105,32 @@ class Policy(nn.Module):
         """The items of the model's state dict, a tied head included, for a rollout engine."""
         for name, tensor in self.model.state_dict().items():
             # A sharded parameter (FSDP2) is put together on every rank.
-            yield name, tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
-    def save(self, folder: Path) -> None:
-        """Write weights, config and tokenizer, to be read by `from_pretrained` and by vLLM."""
-        self.model.save_pretrained(folder)
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights of a checkpoint; a tied head may be missing from it.
+
+        Raises:
+            KeyError: another is.
+        """
+        own = self.model.state_dict()
+        for name in own.keys() - weights.keys() - set(self.model.all_tied_weights_keys):
+            raise KeyError(f"the checkpoint has no {name}")
+        for name, tensor in weights.items():
+            target = own[name]
+            if isinstance(target, DTensor):
+                tensor = distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements)
+            target.copy_(tensor)
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
+        """Write weights, config and tokenizer, to be read by `from_pretrained` and by vLLM.
+
+        Args:
+            folder: where to.
+            weights: `weights()`, where several ranks had to put them together; None takes the model's own.
+        """
+        self.model.save_pretrained(folder, state_dict=dict(weights or self.weights()))
         self.tokenizer.save_pretrained(folder)
 
     def _precision(self) -> AbstractContextManager[Any]:

@@ -1,0 +1,111 @@
+"""Expert iteration (handout section 5, problem expert_iteration_experiment).
+
+for step = 1 .. n_ei_steps:
+    sample a batch of D_b questions
+    sample G responses to each from the current policy, and grade them
+    keep the correct ones
+    fine-tune the policy on them, with training/sft.py
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from statistics import mean
+from time import monotonic
+from typing import Any
+
+from cs336_alignment.rollout.engine import Sampling, derive_seed
+from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.learner import OptimizerConfig, StepResult
+from cs336_alignment.training.rollouts import Rollout
+from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session
+from cs336_alignment.training.sft import SFTStepsConfig, sft_steps, step_metrics
+
+
+@dataclass(frozen=True)
+class ExpertIterationConfig:
+    """Expert iteration."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(eval_every=1, checkpoint_every=1))
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=2e-5, gradient_accumulation_steps=32)
+    )
+    sft: SFTStepsConfig = field(default_factory=lambda: SFTStepsConfig(epochs=1))
+    """How the policy is fine-tuned in each step."""
+    n_ei_steps: int = 5
+    """Rounds of sampling and fine-tuning."""
+    questions_per_step: int = 512
+    """D_b: questions sampled a round; the handout tries 512, 1024 and 2048."""
+    rollouts_per_question: int = 4
+    """G: responses to each."""
+    min_tokens: int = 4
+    """Shortest response: an empty one breaks the fine-tuning."""
+
+
+def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Problem], session: Session) -> None:
+    """Sample, keep what is right, imitate it, and again.
+
+    Args:
+        config: how.
+        problems: the training questions.
+        session: the policy, its engine, its record.
+    """
+    questions = QuestionStream(problems, config.run.seed)
+    if session.progress.step == 0:
+        session.sync_engine(problems)
+        session.evaluate(0)
+    for step in range(session.progress.step + 1, config.n_ei_steps + 1):
+        began = monotonic()
+        proof = session.sync_engine(problems)
+        asked = questions.take(session.progress.questions_used, config.questions_per_step)
+        session.progress.questions_used += len(asked)
+        rollouts = session.sample(asked, _sampling(config, step))
+        session.engine.sleep()
+        sampled = monotonic()
+        correct = [rollout for rollout in rollouts if rollout.reward]
+        metrics: dict[str, Any] = {**rollout_metrics(rollouts), **asdict(proof), "kept": len(correct)}
+        results = [step_metrics(result) for _, result in _fine_tune(config, correct, session, step)]
+        for name in ("loss", "grad_norm", "entropy"):
+            metrics[name] = mean(result[name] for result in results) if results else None
+        if not correct:
+            session.record.warn(f"no rollout of step {step} was correct: there is nothing to imitate")
+        session.record.completions(f"rollouts_step_{step}", map(asdict, rollouts))
+        timing = {"rollout_seconds": sampled - began, "train_seconds": monotonic() - sampled}
+        session.record.log("train", step, metrics, timing)
+        if session.evaluation_due(step):
+            session.sync_engine(problems)
+            session.evaluate(step)
+        if session.end_step(step):
+            return
+
+
+def _fine_tune(
+    config: ExpertIterationConfig, correct: Sequence[Rollout], session: Session, step: int
+) -> Iterator[tuple[int, StepResult]]:
+    """SFT on the token ids that were sampled."""
+    seed = derive_seed(config.run.seed, ROLLOUTS, step)
+    return sft_steps(session.learner, [rollout.example for rollout in correct], config.sft, seed)
+
+
+def _sampling(config: ExpertIterationConfig, step: int) -> Sampling:
+    return Sampling(
+        temperature=config.run.temperature,
+        max_tokens=config.run.max_tokens,
+        min_tokens=config.min_tokens,
+        n=config.rollouts_per_question,
+        seed=derive_seed(config.run.seed, ROLLOUTS, step),
+    )
+
+
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Means over all rollouts of a step: rewards, lengths, truncation."""
+    correct = [rollout.length for rollout in rollouts if rollout.reward]
+    incorrect = [rollout.length for rollout in rollouts if not rollout.reward]
+    return {
+        "reward": mean(rollout.reward for rollout in rollouts),
+        "format_reward": mean(rollout.format_reward for rollout in rollouts),
+        "answer_reward": mean(rollout.answer_reward for rollout in rollouts),
+        "mean_length": mean(rollout.length for rollout in rollouts),
+        "mean_length_correct": mean(correct) if correct else None,
+        "mean_length_incorrect": mean(incorrect) if incorrect else None,
+        "truncation_rate": mean(rollout.finish_reason == "length" for rollout in rollouts),
+    }

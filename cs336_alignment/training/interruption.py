@@ -1,0 +1,37 @@
+"""Asked to stop: by SIGTERM or SIGUSR1, as schedulers send them before the end, or by a time limit of one's own.
+
+A loop looks between two steps, writes a checkpoint and ends with exit status 0; `--resume auto` goes on from there.
+"""
+
+import signal
+from time import monotonic
+from types import FrameType
+
+from cs336_alignment.training.distributed import Ranks
+
+
+class Interruption:
+    """Whether this run should stop. Installs its signal handlers when made: in the main thread."""
+
+    def __init__(self, ranks: Ranks, time_limit_minutes: float | None = None) -> None:
+        """Start the clock.
+
+        Args:
+            ranks: all of them stop where one is asked to.
+            time_limit_minutes: stop so long after now; leave room for a step and a checkpoint before the job's end.
+        """
+        self._ranks = ranks
+        self._deadline = None if time_limit_minutes is None else monotonic() + 60 * time_limit_minutes
+        self._signal: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._note)
+
+    def reason(self) -> str | None:
+        """Why to stop now, the same on every rank; None to go on."""
+        mine = self._signal
+        if mine is None and self._deadline is not None and monotonic() > self._deadline:
+            mine = "time limit"
+        return next((reason for reason in self._ranks.gather([mine]) if reason), None)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self._signal = signal.Signals(number).name

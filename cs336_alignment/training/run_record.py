@@ -1,0 +1,165 @@
+"""What a training run leaves behind, mirrored to wandb where that is wanted.
+
+    run.json                 config, commit, versions, hardware; one session an (interrupted) start
+    metrics.jsonl            a line a training step or evaluation
+    completions/*.jsonl      what the policy wrote, graded
+    checkpoints/step_N/      see checkpoint.py
+
+A line of metrics has `kind` ("train" or "eval"), `step`, the metrics, and `timing`: all that depends on the machine's
+speed. But for `timing`, a run that was interrupted and resumed leaves the same lines as one that was not.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from secrets import token_hex
+from time import monotonic
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cs336_alignment import environment
+from cs336_alignment.run_folder import (
+    append_json_lines,
+    read_complete_json_lines,
+    record_session,
+    write_json_lines,
+)
+from cs336_alignment.training.distributed import Ranks
+
+WandbMode = Literal["offline", "online", "disabled"]
+
+METRICS = "metrics.jsonl"
+
+
+class RunRecord:
+    """The record of one training run. Every rank holds one; the main rank's writes."""
+
+    def __init__(
+        self,
+        folder: Path,
+        config: Any,
+        ranks: Ranks,
+        *,
+        steps: int,
+        start_step: int | None = None,
+        wandb_mode: WandbMode = "offline",
+        wandb_id: str | None = None,
+        unmatched: Sequence[str] = (),
+    ) -> None:
+        """Begin a record, or go on with one.
+
+        Args:
+            folder: the run folder.
+            config: a dataclass.
+            ranks: this process among its peers.
+            steps: how many the run will take, for the progress bar.
+            start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
+            wandb_mode: offline keeps wandb's files in the run folder, to be synced by hand.
+            wandb_id: of the wandb run to go on with.
+            unmatched: fields of the config in which a resumed run may differ from its beginning.
+
+        Raises:
+            OtherRunError: the folder's run was started with another config.
+        """
+        assert is_dataclass(config)
+        self.folder = folder
+        self.wandb_id = wandb_id
+        self._main = ranks.is_main
+        self._wandb: Any = None
+        self._console = Console(stderr=True)
+        self._began = monotonic()
+        if not self._main:
+            return
+        settings = asdict(config)  # type: ignore[call-overload]
+        for name in unmatched:
+            settings.pop(name, None)
+        session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step}
+        record_session(folder, settings, {}, session, must_match="config")
+        done = -1 if start_step is None else start_step
+        rows = [row for row in read_complete_json_lines(folder / METRICS) if row["step"] <= done]
+        self._cut(rows, done)
+        self._began -= max((row["timing"]["wall_seconds"] for row in rows), default=0.0)
+        self._open_wandb(wandb_mode, type(config).__name__, settings)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("step", total=steps, completed=start_step or 0)
+        self._progress.start()
+
+    def log(self, kind: Literal["train", "eval"], step: int, metrics: dict[str, Any], timing: dict[str, float]) -> None:
+        """Write a line of metrics."""
+        if not self._main:
+            return
+        timing = {**timing, "wall_seconds": monotonic() - self._began}
+        append_json_lines(self.folder / METRICS, [{"kind": kind, "step": step, **metrics, "timing": timing}])
+        if self._wandb is not None:
+            numbers = {name: value for name, value in {**metrics, **timing}.items() if isinstance(value, int | float)}
+            self._wandb.log({f"{kind}_step": step, **{f"{kind}/{name}": value for name, value in numbers.items()}})
+        self._show(kind, step, metrics, timing)
+
+    def completions(self, name: str, rows: Iterable[Any]) -> None:
+        """Write `completions/<name>.jsonl`: dataclasses or dicts, one a line."""
+        if self._main:
+            lines = [asdict(row) if is_dataclass(row) else row for row in rows]  # type: ignore[call-overload]
+            write_json_lines(self.folder / "completions" / f"{name}.jsonl", lines)
+
+    def warn(self, message: str) -> None:
+        """Say something to the person at the terminal, or in the job's log."""
+        if self._main:
+            self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+
+    def close(self) -> None:
+        if self._main:
+            self._progress.stop()
+            if self._wandb is not None:
+                self._wandb.finish()
+
+    def __enter__(self) -> "RunRecord":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _cut(self, rows: list[dict[str, Any]], done: int) -> None:
+        """Drop what an earlier session wrote after the checkpoint that this one starts from."""
+        if (self.folder / METRICS).exists():
+            write_json_lines(self.folder / METRICS, rows)
+        for path in (self.folder / "completions").glob("*_step_*.jsonl"):
+            if int(path.stem.rpartition("_")[2]) > done:
+                path.unlink()
+
+    def _open_wandb(self, mode: WandbMode, name: str, config: dict[str, Any]) -> None:
+        if mode == "disabled":
+            return
+        import wandb
+
+        self.wandb_id = self.wandb_id or token_hex(4)
+        self._wandb = wandb.init(
+            project="cs336-alignment",
+            name=self.folder.name,
+            job_type=name,
+            id=self.wandb_id,
+            resume="allow",
+            dir=str(self.folder),
+            mode=mode,
+            config=config,
+        )
+        for kind in ("train", "eval"):
+            self._wandb.define_metric(f"{kind}_step")
+            self._wandb.define_metric(f"{kind}/*", step_metric=f"{kind}_step")
+
+    def _show(self, kind: str, step: int, metrics: dict[str, Any], timing: dict[str, float]) -> None:
+        shown = ("reward", "accuracy", "format_reward", "format_rate", "loss", "entropy", "mean_length", "grad_norm")
+        numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if isinstance(metrics.get(name), float))
+        line = f"{kind} {step}  {numbers}  {timing['wall_seconds']:.0f} s"
+        self._console.print(line, markup=False, highlight=False)
+        if kind == "train":
+            self._progress.update(self._task, completed=step)

@@ -1,0 +1,303 @@
+"""What the three algorithms share around their loops: options, and a session that opens, syncs, evaluates and saves.
+
+A session is one process's part of a run. Its record and checkpoints outlive it; `resume="auto"` goes on from them.
+"""
+
+import copy
+import random
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import lru_cache
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cs336_alignment import prompts
+from cs336_alignment.evaluation import GRADERS, grade_completion, summarize
+from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, derive_seed
+from cs336_alignment.rollout.proof import Proof, prove_policy
+from cs336_alignment.rollout.selection import EngineName, open_engine
+from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.checkpoint import Checkpoints, Progress
+from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.training.interruption import Interruption
+from cs336_alignment.training.learner import Learner, OptimizerConfig
+from cs336_alignment.training.packing import TokenExample
+from cs336_alignment.training.policy import Policy
+from cs336_alignment.training.rollouts import Rollout, sample_rollouts
+from cs336_alignment.training.run_record import RunRecord, WandbMode
+
+PROOF_PROMPTS = 4
+EVALUATION, PROOF, ROLLOUTS, QUESTIONS = range(4)
+"""What a seed is for: the first step of its derivation from the run's seed."""
+
+
+class UsageError(Exception):
+    """The options, or what they name, cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Options that every training command has."""
+
+    model: str = "Qwen/Qwen2.5-Math-1.5B"
+    """Hugging Face directory or hub name to start from."""
+    train_data: Path = Path("data/gsm8k/train_full.jsonl")
+    """Training problems, JSON lines in GSM8K's schema."""
+    eval_data: Path = Path("data/gsm8k/dev.jsonl")
+    """Problems for the evaluations during training: a development split, never the test split."""
+    output: Path | None = None
+    """Run folder. Default: a new one under runs/."""
+    resume: Literal["never", "auto"] = "never"
+    """auto goes on from the latest checkpoint in --output, or starts where there is none."""
+    seed: int = 0
+    """Of everything that is drawn."""
+    prompt: Literal["r1_zero", "question_only"] = "r1_zero"
+    """Prompt template; it also decides the answer format that is graded."""
+    engine: EngineName = "auto"
+    """Rollout engine; auto is vLLM where it is installed."""
+    engine_batch_size: int | None = None
+    """Sequences that the engine runs at once; default: the engine's own."""
+    gpu_memory_utilization: float = 0.3
+    """Share of each GPU's memory for a vLLM engine beside the trainer."""
+    dtype: Dtype = "auto"
+    """Of compute; auto is bfloat16 on a GPU, float32 on a CPU. Weights are float32."""
+    activation_checkpointing: bool = False
+    """Keep only each layer's input for the backward pass: less memory, a third more compute."""
+    temperature: float = 1.0
+    """Of rollouts, and of the log-probs that are trained on."""
+    max_tokens: int = 1024
+    """Longest response."""
+    eval_every: int = 5
+    """Steps between evaluations; one before the first step and one after the last are made in any case."""
+    eval_limit: int = 1024
+    """At most so many evaluation problems, the first of the file."""
+    eval_temperature: float = 1.0
+    """Of the evaluations; 0 is greedy."""
+    checkpoint_every: int = 10
+    """Steps between checkpoints; one is written at the end, and on a signal or time limit, in any case."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints to keep."""
+    time_limit_minutes: float | None = None
+    """Write a checkpoint and end so long after the start: set it below the job's walltime."""
+    wandb: WandbMode = "offline"
+    """wandb's mode. Offline files lie in the run folder."""
+    threads: int | None = None
+    """Torch's CPU threads; default: torch's own choice."""
+
+    def __post_init__(self) -> None:
+        for name in ("eval_every", "eval_limit", "checkpoint_every", "keep_checkpoints", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}: rollouts explore")
+
+
+# What a resumed run may change: where and for how long it runs, not what it computes.
+UNMATCHED = ("output", "resume", "time_limit_minutes", "wandb", "keep_checkpoints", "threads", "gpu_memory_utilization")
+
+
+class Session:
+    """A policy in training with the engine that samples from it. Use it as a context manager."""
+
+    def __init__(
+        self,
+        config: Any,
+        run: RunConfig,
+        optimizer: OptimizerConfig,
+        eval_problems: Sequence[Problem],
+        *,
+        steps: int,
+        keep_reference: bool = False,
+        ranks: Ranks | None = None,
+        policy: Policy | None = None,
+        engine: Callable[[], RolloutEngine] | None = None,
+    ) -> None:
+        """Load the policy, resume it where that was asked for, open the engine, and begin the record.
+
+        Args:
+            config: all options of the command, for the record.
+            run, optimizer: its parts that are used here.
+            eval_problems: what `evaluate` asks.
+            steps: the algorithm's, for the progress bar.
+            keep_reference: keep a copy of the initial policy, for a KL term.
+            ranks, policy, engine: to be used in place of what the options name; tests pass fakes.
+
+        Raises:
+            UsageError: the run folder holds a run already, and resume is "never".
+        """
+        if run.threads is not None:
+            torch.set_num_threads(run.threads)
+        self.ranks = ranks or Ranks()
+        self.run = run
+        self.template = prompts.load_template(run.prompt)
+        self.grader = GRADERS[run.prompt]
+        self.folder = self._choose_folder()
+        self._steps = steps
+        self.eval_problems = eval_problems[: run.eval_limit]
+        self._checkpoints = Checkpoints(self.folder, run.keep_checkpoints)
+        latest = self._checkpoints.latest()
+        with ExitStack() as stack:
+            _seed_everything(run.seed)
+            if policy is None:
+                policy = Policy.load(
+                    run.model,
+                    dtype=run.dtype,
+                    temperature=run.temperature,
+                    activation_checkpointing=run.activation_checkpointing,
+                )
+            # Before a checkpoint is loaded: the reference is the policy that the run began with.
+            self._reference = copy.deepcopy(policy).to(self.ranks.device) if keep_reference else None
+            self.learner = Learner(policy, optimizer, self.ranks, self.folder)
+            # The engine first: vLLM's sets the seeds of this process.
+            self.engine = stack.enter_context(engine() if engine else self._open_engine())
+            _seed_everything(run.seed)
+            self.progress = Progress() if latest is None else self._checkpoints.load(latest, self.learner)
+            self.record = stack.enter_context(
+                RunRecord(
+                    self.folder,
+                    config,
+                    self.ranks,
+                    steps=steps,
+                    start_step=None if latest is None else self.progress.step,
+                    wandb_mode=run.wandb,
+                    wandb_id=self.progress.wandb_id,
+                    unmatched=UNMATCHED,
+                )
+            )
+            self.progress.wandb_id = self.record.wandb_id
+            self._interruption = Interruption(self.ranks, run.time_limit_minutes)
+            self._stack = stack.pop_all()
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    @property
+    def policy(self) -> Policy:
+        return self.learner.policy
+
+    def sync_engine(self, problems: Sequence[Problem]) -> Proof:
+        """Give the engine the policy as it is now, and have it prove that it took it, on the first few problems."""
+        version = self.learner.steps_taken
+        self.engine.wake()
+        weights = list(self.policy.weights())
+        self.engine.load_policy(weights, version)
+        asked = [prompts.fill(self.template, question=problem.question) for problem in problems[:PROOF_PROMPTS]]
+        seed = derive_seed(self.run.seed, PROOF, version)
+        return prove_policy(self.engine, weights, version, asked, self._score, seed, self.run.temperature)
+
+    def sample(self, problems: Sequence[Problem], sampling: Sampling) -> list[Rollout]:
+        """Graded rollouts from the engine as it was last synced."""
+        return sample_rollouts(
+            self.engine, self.policy.tokenizer, problems, self.template, self.grader, sampling, self.ranks
+        )
+
+    def reference_log_probs(self, examples: Sequence[TokenExample]) -> list[Tensor]:
+        """Log-probs of each example's response tokens under the initial policy."""
+        assert self._reference is not None, "the session was opened without keep_reference"
+        return self.learner.score(examples, self._reference)
+
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """Accuracy of the policy on the evaluation problems, logged as step `step`; the engine must be in sync."""
+        began = monotonic()
+        sampling = Sampling(
+            temperature=self.run.eval_temperature,
+            max_tokens=self.run.max_tokens,
+            seed=derive_seed(self.run.seed, EVALUATION, step),
+        )
+        first, mine = self.ranks.share(self.eval_problems)
+        asked = [prompts.fill(self.template, question=problem.question) for problem in mine]
+        drawn = self.engine.generate(asked, replace(sampling, first_position=first)) if asked else []
+        graded = self.ranks.gather(
+            [
+                grade_completion(first + offset, asked[offset], problem, drawn[offset][0], self.grader)
+                for offset, problem in enumerate(mine)
+            ]
+        )
+        seconds = monotonic() - began
+        summary = summarize(graded, seconds)
+        timing = {name: summary.pop(name) for name in list(summary) if "second" in name}
+        self.record.log("eval", step, summary, timing)
+        self.record.completions(f"eval_step_{step}", graded)
+        best = self.progress.best_accuracy
+        self.progress.best_accuracy = max(summary["accuracy"], best or 0.0)
+        return summary
+
+    def evaluation_due(self, step: int) -> bool:
+        return step % self.run.eval_every == 0 or step == self._steps
+
+    def end_step(self, step: int) -> bool:
+        """Note that a step is done and save where that is due; true where the run should stop before its end."""
+        self.progress.step = step
+        self.progress.optimizer_steps = self.learner.steps_taken
+        reason = self._interruption.reason()
+        if reason or step % self.run.checkpoint_every == 0 or step == self._steps:
+            self._checkpoints.save(self.learner, self.progress)
+        if reason and step < self._steps:
+            self.record.warn(f"stopped after step {step} ({reason}); go on with --output {self.folder} --resume auto")
+            return True
+        return False
+
+    def _score(self, asked: Sequence[str], completions: Sequence[Completion]) -> list[Tensor]:
+        tokenizer = self.policy.tokenizer
+        return self.learner.score(
+            [
+                TokenExample(tuple(tokenizer(prompt)["input_ids"]), completion.token_ids)
+                for prompt, completion in zip(asked, completions, strict=True)
+            ]
+        )
+
+    def _choose_folder(self) -> Path:
+        folder = self.run.output
+        if folder is None:
+            name = f"{datetime.now():%Y%m%d-%H%M%S}"
+            return Path("runs") / self.ranks.gather([name])[0]
+        if (folder / "run.json").exists() and self.run.resume == "never":
+            raise UsageError(f"{folder} already holds a run: go on with --resume auto, or name another --output")
+        return folder
+
+    def _open_engine(self) -> RolloutEngine:
+        return open_engine(
+            self.run.engine,
+            self.run.model,
+            dtype=self.run.dtype,
+            max_batch_size=self.run.engine_batch_size,
+            gpu_memory_utilization=self.run.gpu_memory_utilization,
+        )
+
+
+class QuestionStream:
+    """The training problems, shuffled anew each epoch, without end; the same for the same seed."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._problems, self._seed = problems, seed
+
+    def take(self, start: int, count: int) -> list[Problem]:
+        """`count` problems from position `start` of the stream."""
+        return [self._at(position) for position in range(start, start + count)]
+
+    def _at(self, position: int) -> Problem:
+        epoch, place = divmod(position, len(self._problems))
+        return self._problems[shuffled(len(self._problems), self._seed, epoch)[place]]
+
+
+@lru_cache(maxsize=4)
+def shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
+    """A permutation of `count` items for one epoch."""
+    return tuple(np.random.default_rng((seed, QUESTIONS, epoch)).permutation(count).tolist())
+
+
+def _seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (what libraries draw from)
+    torch.manual_seed(seed)

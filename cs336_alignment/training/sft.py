@@ -1,0 +1,173 @@
+"""Supervised fine-tuning on token-id examples (handout section 4, problem sft_experiment).
+
+    for each epoch:  shuffle the examples
+        for each batch of D examples:
+            loss = -1/D sum_i sum_t log pi(y_it | x_i, y_i<t) / normalize_constant
+            clip the gradient, step
+
+`sft_steps` is that loop, and expert iteration runs it too; `train_sft` puts evaluations, records and checkpoints around
+it. Deviates from the handout in the data: GSM8K's rationales, or traces from a file, in place of R1's on MATH.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cs336_alignment.numerics.aggregation import constant_weights
+from cs336_alignment.prompts import fill
+from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.batching import Microbatch
+from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult, TokenLossOf, warmup_cosine
+from cs336_alignment.training.packing import TokenExample
+from cs336_alignment.training.session import RunConfig, Session, shuffled
+
+
+@dataclass(frozen=True)
+class SFTStepsConfig:
+    """How to go through the examples."""
+
+    epochs: int = 2
+    """Times that each example is seen."""
+    batch_size: int = 64
+    """Examples an optimiser step."""
+    warmup_share: float = 0.05
+    """Share of the steps in which the learning rate rises; after them it falls along a cosine, to 0."""
+    normalize_constant: float = 1.0
+    """Divides the sum over each response's tokens."""
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+
+    def steps(self, examples: int) -> int:
+        """Optimiser steps over so many examples; the last batch of an epoch may be smaller."""
+        return self.epochs * -(-examples // self.batch_size)
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised fine-tuning."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(learning_rate=2e-5, gradient_accumulation_steps=32)
+    )
+    sft: SFTStepsConfig = field(default_factory=SFTStepsConfig)
+    data: Path | None = None
+    """JSON lines of `prompt` and `response` (and `ground_truth`, to filter) to train on; default: the rationales of
+    --train-data."""
+    unique_examples: int | None = None
+    """Only so many different examples, the handout's 128, 256, 512, 1024; default: all."""
+    filter_correct: bool = False
+    """Only traces whose answer is right. Rationales all are, so this is for --data."""
+    append_eos: bool = True
+    """End each target in EOS, so that the policy learns to stop by itself too."""
+
+
+def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Session) -> None:
+    """Fine-tune, with an evaluation and a line of metrics on the way.
+
+    Args:
+        config: how.
+        examples: what to imitate.
+        session: the policy, its engine, its record.
+    """
+    if session.progress.step == 0:
+        session.sync_engine(session.eval_problems)
+        session.evaluate(0)
+    began = monotonic()
+    for step, result in sft_steps(session.learner, examples, config.sft, config.run.seed, session.progress.step):
+        session.record.log("train", step, step_metrics(result), {"step_seconds": monotonic() - began})
+        if session.evaluation_due(step):
+            session.sync_engine(session.eval_problems)
+            session.evaluate(step)
+        if session.end_step(step):
+            return
+        began = monotonic()
+
+
+def sft_steps(
+    learner: Learner, examples: Sequence[TokenExample], config: SFTStepsConfig, seed: int, start: int = 0
+) -> Iterator[tuple[int, StepResult]]:
+    """Fine-tune a policy, one optimiser step at a time.
+
+    Args:
+        learner: the policy.
+        examples: what to imitate.
+        config: how.
+        seed: of the order.
+        start: steps that are done already.
+
+    Yields:
+        The number of steps done, and what the last one did.
+    """
+    steps = config.steps(len(examples))
+    batches_an_epoch = steps // config.epochs
+    for step in range(start, steps):
+        epoch, place = divmod(step, batches_an_epoch)
+        order = shuffled(len(examples), seed, epoch)[place * config.batch_size : (place + 1) * config.batch_size]
+        batch = [examples[row] for row in order]
+        weights = constant_weights(torch.tensor([len(e.response_ids) for e in batch]), config.normalize_constant)
+        learning_rate = warmup_cosine(step, steps, round(config.warmup_share * steps), learner.config.learning_rate)
+        yield step + 1, learner.step(batch, weights, _negative_log_likelihood(batch, weights), learning_rate)
+
+
+def _negative_log_likelihood(batch: Sequence[TokenExample], weights: Tensor) -> TokenLossOf:
+    """Each token's -w_i log pi, with w_i of its sequence."""
+
+    def token_loss_of(rows: Microbatch) -> Any:
+        lengths = torch.tensor([len(batch[row].response_ids) for row in rows])
+        token_weights = weights[rows].repeat_interleave(lengths)
+        return lambda log_probs, at: -token_weights[at].to(log_probs) * log_probs
+
+    return token_loss_of
+
+
+def step_metrics(result: StepResult) -> dict[str, Any]:
+    """What every optimiser step logs."""
+    entropies = [entropy for entropy in result.entropy if entropy is not None]
+    tokens = torch.cat(entropies) if entropies else torch.zeros(0)
+    return {
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "entropy": tokens.mean().item() if len(tokens) else None,
+        "response_tokens": len(tokens),
+        "sequences_run": result.sequences_run,
+        "tokens_run": result.tokens_run,
+    }
+
+
+def rationale_examples(
+    problems: Sequence[Problem], template: str, tokenizer: Any, append_eos: bool
+) -> list[TokenExample]:
+    """Worked solutions as targets in the r1_zero format, with the spaces that its grader asks for.
+
+    The prompt ends in `<think>`; the target is ` rationale </think> <answer> N </answer>`.
+
+    Raises:
+        ValueError: a problem has no rationale.
+    """
+    pairs = []
+    for problem in problems:
+        if not problem.rationale:
+            raise ValueError(f"no rationale to learn from for the question {problem.question!r:.80}")
+        target = f" {problem.rationale} </think> <answer> {problem.gold} </answer>"
+        pairs.append((fill(template, question=problem.question), target))
+    return token_examples(pairs, tokenizer, append_eos)
+
+
+def token_examples(pairs: Sequence[tuple[str, str]], tokenizer: Any, append_eos: bool) -> list[TokenExample]:
+    """(prompt, response) texts as token ids, tokenised apart as `tokenize_prompt_and_output` does."""
+    end = (tokenizer.eos_token_id,) if append_eos else ()
+    return [
+        TokenExample(
+            tuple(tokenizer(prompt)["input_ids"]),
+            (*tokenizer(response, add_special_tokens=False)["input_ids"], *end),
+        )
+        for prompt, response in pairs
+    ]
