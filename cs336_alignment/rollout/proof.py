@@ -30,8 +30,8 @@ class StalePolicyError(RuntimeError):
 class Proof:
     """How far apart engine and trainer are on the proof's batch, in nats a token."""
 
-    mean_difference: float
-    largest_difference: float
+    proof_mean_difference: float
+    proof_largest_difference: float
 
 
 def prove_policy(
@@ -70,12 +70,12 @@ def prove_policy(
     sampler = np.array([log_prob for completion in completions for log_prob in completion.log_probs])
     difference = np.abs(trainer - sampler)
     proof = Proof(float(difference.mean()), float(difference.max()))
-    apart = proof.mean_difference > 0.1 if in_bfloat16 else proof.largest_difference > 1e-3
+    apart = proof.proof_mean_difference > 0.1 if in_bfloat16 else proof.proof_largest_difference > 1e-3
     if apart or not np.isfinite(difference).all():
         raise StalePolicyError(
             f"after loading policy version {version} the rollout engine's log-probs differ from the trainer's by "
-            f"{proof.mean_difference:.2g} nats a token on average and {proof.largest_difference:.2g} at most: it "
-            "samples from other weights, or from a prefix cache of older ones"
+            f"{proof.proof_mean_difference:.2g} nats a token on average and {proof.proof_largest_difference:.2g} at "
+            "most: it samples from other weights, or from a prefix cache of older ones"
         )
     return proof
 

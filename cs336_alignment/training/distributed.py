@@ -20,7 +20,8 @@ class Ranks:
 
     def __init__(self) -> None:
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
-        self.accelerator = Accelerator(kwargs_handlers=[ddp])
+        # A GPU or the CPU; accelerate would choose Apple's GPU, which has no float64.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
 
     @property
     def index(self) -> int:

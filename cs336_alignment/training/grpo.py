@@ -237,7 +237,7 @@ def update(config: GRPOConfig, batch: TrainBatch, session: Session) -> dict[str,
     examples = [rollout.example for rollout in batch.rollouts]
     weights = sequence_weights(config, batch)
     result = session.learner.step(examples, weights, TokenLosses(config, batch, weights, session.ranks.device))
-    metrics = step_metrics(result)
+    metrics = {**step_metrics(result), "sampler_difference": sampler_difference(batch, result)}
     if batch.old_log_probs is not None:
         metrics |= off_policy_metrics(config, batch, result)
     return metrics
@@ -276,7 +276,7 @@ class TokenLosses:
         lengths = torch.tensor([rollout.length for rollout in part.rollouts])
 
         def of_sequences(values: Tensor) -> Tensor:
-            return values.float().repeat_interleave(lengths).unsqueeze(1).to(self.device)
+            return values.repeat_interleave(lengths).unsqueeze(1).to(self.device)
 
         def of_tokens(values: Sequence[Tensor] | None) -> Tensor | None:
             return None if values is None else torch.cat(list(values)).unsqueeze(1).to(self.device)
@@ -289,16 +289,27 @@ class TokenLosses:
             # Every token is a row of its own, of one token, in the handout's shapes.
             policy = log_probs.unsqueeze(1)
             old_here = policy.detach() if old is None else old[at]
+            factor = signal[at].to(policy)
             losses, _ = compute_policy_gradient_loss(
-                policy, config.loss_type, signal[at], signal[at], old_here, config.cliprange, config.cliprange_high
+                policy, config.loss_type, factor, factor, old_here, config.cliprange, config.cliprange_high
             )
             if config.importance_cap is not None and sampler is not None:
                 losses = losses * truncated_importance_weights(old_here, sampler[at], config.importance_cap)
             if config.kl_coef and reference is not None:
                 losses = losses + config.kl_coef * k3_divergence(policy, reference[at])
-            return (losses * weights[at]).squeeze(1)
+            return (losses * weights[at].to(policy)).squeeze(1)
 
         return token_loss
+
+
+def sampler_difference(batch: TrainBatch, result: StepResult) -> float | None:
+    """Mean absolute difference, in nats, of the engine's and the trainer's log-probs of the tokens that were run."""
+    differences = [
+        (scores - torch.tensor(rollout.sampler_log_probs)).abs()
+        for scores, rollout in zip(result.log_probs, batch.rollouts, strict=True)
+        if scores is not None
+    ]
+    return torch.cat(differences).mean().item() if differences else None
 
 
 def off_policy_metrics(config: GRPOConfig, batch: TrainBatch, result: StepResult) -> dict[str, float]:

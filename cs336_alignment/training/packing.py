@@ -154,8 +154,8 @@ def packed_tokens(examples: Sequence[TokenExample]) -> int:
 def packed_attention(
     module: torch.nn.Module,
     query: Float[Tensor, "batch heads row width"],
-    key: Float[Tensor, "batch kv_heads row width"],
-    value: Float[Tensor, "batch kv_heads row width"],
+    key: Float[Tensor, "batch kv_heads keys width"],
+    value: Float[Tensor, "batch kv_heads keys width"],
     attention_mask: Tensor | None,
     scaling: float | None = None,
     layout: Layout | None = None,

@@ -1,0 +1,91 @@
+"""Small stand-ins: a float64-clean language model that packs, a tokenizer, an engine that says what it is told."""
+
+from collections.abc import Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cs336_alignment.rollout.engine import Completion, Sampling, weight_sum
+from cs336_alignment.training.packing import packed_attention
+
+
+class FakeBody(nn.Module):
+    """Tokens and positions, one layer of attention with two query heads to a key head, a nonlinearity."""
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocab_size, width)
+        self.positions = nn.Embedding(64, width)
+        self.mix = nn.Linear(width, 2 * width)
+
+    def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Any = None, **_: Any) -> Any:
+        hidden = self.tokens(input_ids) + self.positions(position_ids)
+        width = hidden.shape[-1]
+        query, key, value = self.mix(hidden).split([width, width // 2, width // 2], dim=-1)
+
+        def heads(tensor: Tensor) -> Tensor:
+            return tensor.unflatten(-1, (-1, width // 2)).transpose(1, 2)
+
+        attended, _ = packed_attention(self, heads(query), heads(key), heads(value), None, layout=layout)
+        return SimpleNamespace(last_hidden_state=torch.tanh(hidden + attended.flatten(2)))
+
+
+class FakeLM(nn.Module):
+    """What `Policy` needs of a Hugging Face causal language model, in float64 throughout."""
+
+    def __init__(self, vocab_size: int = 23, width: int = 8, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.base_model = FakeBody(vocab_size, width)
+        self.head = nn.Linear(width, vocab_size, bias=False)
+        self.double()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.head
+
+
+class FakeTokenizer:
+    """A token a character: letters, digits and the signs of the r1_zero format; the last id is EOS."""
+
+    characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!'\"<>/_-()\n=+*#&"
+    pad_token_id = None
+    eos_token_id = len(characters)
+
+    def __len__(self) -> int:
+        return len(self.characters) + 1
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [self.characters.index(character) for character in text]}
+
+
+class FakeEngine:
+    """Returns the completions that it was made with, and holds the weights that it is given."""
+
+    def __init__(self, completions: Sequence[Completion] = ()) -> None:
+        self.completions = list(completions)
+        self.held: dict[str, float] = {}
+        self.policy_version = 0
+        self.description: dict[str, str | int] = {"engine": "fake", "dtype": "float32"}
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Completion]]:
+        return [[self.completions[position]] * sampling.n for position in range(len(prompts))]
+
+    def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.held = {name: weight_sum(weight) for name, weight in weights}
+        self.policy_version = version
+
+    def held_weights(self) -> dict[str, float]:
+        return self.held
+
+    def sleep(self) -> None: ...
+
+    def wake(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "FakeEngine":
+        return self
+
+    def __exit__(self, *exception: object) -> None: ...

@@ -1,0 +1,156 @@
+"""Packed rows against each sequence run alone: the same log-probs and gradients, with prompts computed once."""
+
+import sys
+from itertools import pairwise
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import scaled_dot_product_attention
+
+from cs336_alignment.numerics.log_probs import get_response_log_probs
+from cs336_alignment.training.packing import Layout, TokenExample, pack, packed_attention, packed_tokens
+from cs336_alignment.training.policy import Policy
+from tests.common import TINY_QWEN2
+from tests.fakes import FakeLM, FakeTokenizer
+
+A, B = (1, 2, 3), (4, 5)
+EXAMPLES = [
+    TokenExample(A, (6, 7, 8, 9)),
+    TokenExample(B, (10,)),
+    TokenExample(A, (11, 12)),
+    TokenExample(B, (13, 14, 15)),
+]
+
+
+def test_the_layout_of_a_row_by_hand():
+    batch = pack(EXAMPLES)
+    # Prompt A, its two responses without their last tokens, prompt B, its two (the first has no token left).
+    assert batch.input_ids.tolist() == [[1, 2, 3, 6, 7, 8, 11, 4, 5, 13, 14]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 3, 0, 1, 2, 3]]
+    assert batch.labels.tolist() == [6, 7, 8, 9, 10, 11, 12, 13, 14, 15]
+    # Each first token is predicted by the end of its prompt: place 2 for A, 8 for B.
+    assert batch.predictors.tolist() == [2, 3, 4, 5, 8, 2, 6, 8, 9, 10]
+    assert batch.lengths == (4, 1, 2, 3)
+    assert batch.layout.groups == ((3, (3, 1)), (2, (0, 2)))
+    assert batch.row_tokens == packed_tokens(EXAMPLES) == 11
+
+
+def test_varlen_arrays_by_hand():
+    order, queries, keys, longest_query, longest_key = pack(EXAMPLES).layout.varlen(torch.device("cpu"))
+    # Keys of: A | A and 3 | A and 1 | B | B and none | B and 2
+    assert order.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, 8, 7, 8, 7, 8, 9, 10]
+    assert queries.tolist() == [0, 3, 6, 7, 9, 9, 11]
+    assert keys.tolist() == [0, 3, 9, 13, 15, 17, 21]
+    assert (longest_query, longest_key) == (3, 6)
+
+
+def alone(model, example, vocab_size):
+    """Log-probs of one example's response, in a row of its own, through the handout's function."""
+    ids = torch.tensor([[*example.prompt_ids, *example.response_ids]])
+
+    class Sliced:
+        """The padded vocabulary left out, as sampling and training leave it out."""
+
+        def __call__(self, input_ids):
+            output = model(input_ids)
+            output.logits = output.logits[..., :vocab_size]
+            return output
+
+    log_probs = get_response_log_probs(Sliced(), ids[:, :-1], ids[:, 1:])["log_probs"][0]
+    return log_probs[len(example.prompt_ids) - 1 :]
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_packed_log_probs_and_gradients_on_a_tiny_qwen2(model, activation_checkpointing):
+    generator = np.random.default_rng(0)
+    prompts = [tuple(generator.integers(0, 300, length).tolist()) for length in (7, 40, 1)]
+    examples = [
+        TokenExample(prompts[place % 3], tuple(generator.integers(0, 300, length).tolist()))
+        for place, length in enumerate((5, 1, 12, 30, 2, 1, 8))
+    ]
+    policy = Policy.load(TINY_QWEN2, activation_checkpointing=activation_checkpointing)
+    weights = torch.linspace(-1, 2, sum(len(example.response_ids) for example in examples))
+    scores = policy(pack(examples), lambda log_probs, at: weights[at] * log_probs)
+    scores.loss.backward()
+
+    model.zero_grad()
+    expected = torch.cat([alone(model, example, len(policy.tokenizer)) for example in examples])
+    (expected @ weights).backward()
+    torch.testing.assert_close(scores.log_probs, expected.detach(), rtol=1e-5, atol=2e-5)
+    assert scores.loss.item() == pytest.approx((expected @ weights).item(), rel=1e-5)
+    for (name, parameter), (_, other) in zip(policy.model.named_parameters(), model.named_parameters(), strict=True):
+        scale = other.grad.abs().max().item()
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
+
+
+token_ids = st.lists(st.integers(0, 22), min_size=1, max_size=6).map(tuple)
+
+
+@given(st.lists(st.tuples(st.sampled_from([A, B, (7,)]), token_ids), min_size=1, max_size=6))
+def test_packing_changes_nothing_in_float64(pairs):
+    """Together in one row, or one by one: 1e-10, gradients included."""
+    examples = [TokenExample(*pair) for pair in pairs]
+    packed, single = (Policy(FakeLM(), FakeTokenizer()) for _ in range(2))
+    scores = packed(pack(examples), lambda log_probs, _: log_probs.exp())
+    scores.loss.backward()
+    parts = [single(pack([example]), lambda log_probs, _: log_probs.exp()) for example in examples]
+    torch.stack([part.loss for part in parts]).sum().backward()
+    torch.testing.assert_close(scores.log_probs, torch.cat([part.log_probs for part in parts]), rtol=1e-10, atol=1e-12)
+    for parameter, other in zip(packed.parameters(), single.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-10, atol=1e-12)
+
+
+def test_flash_attention_gets_arrays_that_mean_the_same(monkeypatch):
+    """flash-attn's contract, written out segment by segment, in its place: as on a GPU, but for the kernel."""
+
+    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale, causal):
+        assert causal
+        attended = torch.zeros_like(q)
+        for (q0, q1), (k0, k1) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
+            assert q1 - q0 <= max_q
+            assert k1 - k0 <= max_k
+            # Aligned at the end: the last query sees all keys.
+            mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril((k1 - k0) - (q1 - q0))
+            segment = (q[q0:q1], k[k0:k1].repeat_interleave(2, dim=1), v[k0:k1].repeat_interleave(2, dim=1))
+            heads = (tensor.transpose(0, 1) for tensor in segment)
+            attended[q0:q1] = scaled_dot_product_attention(*heads, attn_mask=mask, scale=softmax_scale).transpose(0, 1)
+        return attended
+
+    fake = ModuleType("flash_attn")
+    fake.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", fake)
+    from cs336_alignment.training.packing import _flash_segments
+
+    layout = pack(EXAMPLES).layout
+    query = torch.randn(1, 4, 11, 6)
+    key, value = torch.randn(1, 2, 11, 6), torch.randn(1, 2, 11, 6)
+    expected, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
+    torch.testing.assert_close(_flash_segments(query, key, value, layout, 0.3), expected)
+
+
+def test_without_a_layout_rows_are_plainly_causal(model):
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0]])
+    policy = Policy.load(TINY_QWEN2)
+    torch.testing.assert_close(policy.model(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_what_packed_attention_cannot_do_is_an_error():
+    query, key = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 5, 4)
+    with pytest.raises(ValueError, match="no sliding window, mask or cache"):
+        packed_attention(torch.nn.Identity(), query, key, key, None)
+    with pytest.raises(ValueError, match="no sliding window, mask or cache"):
+        packed_attention(torch.nn.Identity(), query, query, query, None, sliding_window=2)
+
+
+@pytest.mark.parametrize("examples", [[], [TokenExample((1,), ())], [TokenExample((), (1,))]])
+def test_nothing_to_pack_is_an_error(examples):
+    with pytest.raises(ValueError, match="packing needs examples"):
+        pack(examples)
+
+
+def test_layouts_are_values():
+    assert Layout(((1, (2,)),)) == Layout(((1, (2,)),))
