@@ -28,7 +28,7 @@ class FakeBody(nn.Module):
         def heads(tensor: Tensor) -> Tensor:
             return tensor.unflatten(-1, (-1, width // 2)).transpose(1, 2)
 
-        attended, _ = packed_attention(self, heads(query), heads(key), heads(value), None, layout=layout)
+        attended = packed_attention(self, heads(query), heads(key), heads(value), None, layout=layout)[0]
         return SimpleNamespace(last_hidden_state=torch.tanh(hidden + attended.flatten(2)))
 
 
@@ -49,14 +49,14 @@ class FakeLM(nn.Module):
 class FakeTokenizer:
     """A token a character: letters, digits and the signs of the r1_zero format; the last id is EOS."""
 
+    pad_token_id: int | None = None
     characters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .,:;?!'\"<>/_-()\n=+*#&"
-    pad_token_id = None
     eos_token_id = len(characters)
 
     def __len__(self) -> int:
         return len(self.characters) + 1
 
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [self.characters.index(character) for character in text]}
 
 
@@ -89,3 +89,20 @@ class FakeEngine:
         return self
 
     def __exit__(self, *exception: object) -> None: ...
+
+
+class TalkingEngine(FakeEngine):
+    """Answers each prompt with its place in the whole batch and the number of the draw."""
+
+    sampling = Sampling(n=2, stop=())
+
+    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Completion]]:
+        return [
+            [_say(f"{sampling.first_position + place}-{draw}") for draw in range(sampling.n)]
+            for place in range(len(prompts))
+        ]
+
+
+def _say(text: str) -> Completion:
+    ids = tuple(FakeTokenizer()(text)["input_ids"])
+    return Completion(text, ids, (-1.0,) * len(ids), "stop")

@@ -12,6 +12,7 @@ from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.learner import Learner, NonFiniteLossError, OptimizerConfig, warmup_cosine
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
+from tests.common import grad_of
 from tests.fakes import FakeLM, FakeTokenizer
 
 PROMPTS = ((1, 2, 3), (4, 5))
@@ -59,7 +60,7 @@ def whole_batch():
         chosen = log_probs[range(len(example.response_ids)), list(example.response_ids)]
         loss = loss - advantage * chosen.mean() / len(EXAMPLES)
     loss.backward()
-    return loss.item(), {name: parameter.grad for name, parameter in policy.named_parameters()}
+    return loss.item(), {name: grad_of(parameter) for name, parameter in policy.named_parameters()}
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -69,6 +69,7 @@ class Completion:
     finish_reason: Literal["stop", "length"]
 
 
+@runtime_checkable
 class RolloutEngine(Protocol):
     """A policy that can be sampled from, and given new weights. Use it as a context manager."""
 

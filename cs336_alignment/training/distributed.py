@@ -19,7 +19,7 @@ class Ranks:
     """This process among its peers."""
 
     def __init__(self) -> None:
-        ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         # A GPU or the CPU; accelerate would choose Apple's GPU, which has no float64.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
 

@@ -1,0 +1,73 @@
+"""One rank of a test: trains a fake model on a fixed batch, and writes down what came out.
+
+torchrun --nproc_per_node 2 -m tests.rank_worker OUTPUT [fsdp2]
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cs336_alignment.numerics.aggregation import sequence_mean_weights
+from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.training.learner import Learner, OptimizerConfig
+from cs336_alignment.training.packing import TokenExample
+from cs336_alignment.training.policy import Policy
+from cs336_alignment.training.rollouts import sample_rollouts
+from tests.fakes import FakeLM, FakeTokenizer, TalkingEngine
+
+LENGTHS = (4, 1, 2, 6, 3, 5, 7)
+EXAMPLES = [
+    TokenExample((1, 2, 3) if row % 2 else (4, 5), tuple((7 * row + 3 * place) % 20 for place in range(length)))
+    for row, length in enumerate(LENGTHS)
+]
+ADVANTAGES = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, -1.5, 0.7], dtype=torch.float64)
+PROBLEMS = [Problem(f"what is {number}", str(number)) for number in range(5)]
+
+
+def train(ranks: Ranks, folder: Path, token_budget: int | None) -> dict[str, Any]:
+    """Three optimiser steps; every figure that a rank could get wrong."""
+    config = OptimizerConfig(
+        learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=3, token_budget=token_budget
+    )
+    learner = Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder)
+    lengths = torch.tensor(LENGTHS)
+    weights = sequence_mean_weights(lengths).where(ADVANTAGES != 0, 0.0)
+
+    def token_loss_of(rows: list[int]):
+        spread = (weights * ADVANTAGES)[rows].repeat_interleave(lengths[rows])
+        return lambda log_probs, at: -spread[at] * log_probs
+
+    results = [learner.step(EXAMPLES, weights, token_loss_of) for _ in range(3)]
+    rollouts = sample_rollouts(
+        TalkingEngine(), FakeTokenizer(), PROBLEMS, "{question}", grade, TalkingEngine.sampling, ranks
+    )
+    return {
+        "weights": dict(learner.policy.weights()),
+        "loss": [result.loss for result in results],
+        "grad_norm": [result.grad_norm for result in results],
+        "log_probs": [scores for result in results for scores in result.log_probs if scores is not None],
+        "tokens_run": [result.tokens_run for result in results],
+        "scores": learner.score(EXAMPLES),
+        "rollouts": [(rollout.question, rollout.response, rollout.reward) for rollout in rollouts],
+    }
+
+
+def grade(response: str, gold: str, fast: bool):
+    from cs336_alignment.grading import Grade, Verdict
+
+    return Grade(True, response, Verdict(response.startswith(gold), "same text"))
+
+
+def main() -> None:
+    output = Path(sys.argv[1])
+    ranks = Ranks()
+    results = [train(ranks, output.parent, token_budget) for token_budget in (None, 12)]
+    # Every rank must know the same; they are compared by the test.
+    torch.save(results, output.with_suffix(f".{ranks.index}.pt"))
+
+
+if __name__ == "__main__":
+    main()
