@@ -1,0 +1,172 @@
+"""Kill a training run again and again, resume it, and compare it bit for bit with one that was left alone.
+
+    uv run python scripts/check_resume.py --kills 50 --output runs/check_resume
+
+Each time the process is killed (SIGKILL) at a random moment: while it starts, samples, trains, evaluates or writes a
+checkpoint. In the end the weights, the optimiser's state, the random states, the run's counters, the completions and
+the metrics, but for their timing, must be those of the run that nobody killed. Writes resume.json; exit status 1 where
+anything differs.
+"""
+
+import hashlib
+import random
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any, Literal
+
+import torch
+import tyro
+from torch.utils._pytree import tree_flatten
+
+from cs336_alignment import environment
+from cs336_alignment.run_folder import read_complete_json_lines, read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+ALGORITHMS = {
+    "grpo": ("train_grpo.py", "--n-grpo-steps 6 --rollout-batch-size 32 --train-batch-size 16 --group-size 4 "
+             "--loss-type grpo_clip --learning-rate 1e-3 --keep-completions-every 2"),
+    "expert_iteration": ("train_expert_iteration.py", "--n-ei-steps 4 --questions-per-step 24 --batch-size 8 "
+                         "--learning-rate 1e-3"),
+    "sft": ("train_sft.py", "--unique-examples 64 --epochs 2 --batch-size 8 --learning-rate 1e-3"),
+}  # fmt: skip
+COMMON = (
+    "--model data/policy --train-data data/arithmetic/train.jsonl --eval-data data/arithmetic/dev.jsonl "
+    "--eval-limit 16 --eval-every 3 --checkpoint-every 1 --max-tokens 48 --token-budget 1024 --engine transformers "
+    "--wandb disabled --threads 1 --resume auto"
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Check that killed runs resume to the same bits."""
+
+    kills: int = 5
+    """How many times to kill, over as many runs as that takes."""
+    algorithm: Literal["grpo", "expert_iteration", "sft"] = "grpo"
+    """Which loop."""
+    output: Path = Path("runs/check_resume")
+    """Folder for the runs and resume.json."""
+    seed: int = 0
+    """Of the moments."""
+
+
+def main(config: Config) -> None:
+    check(config)
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Kill and compare.
+
+    Raises:
+        SystemExit: status 1, where a resumed run differs.
+    """
+    rng = random.Random(config.seed)
+    reference = config.output / "left_alone"
+    duration = run_to_end(config, reference)
+    expected = fingerprint(reference)
+    kills: list[dict[str, Any]] = []
+    differing: list[str] = []
+    runs = 0
+    while len(kills) < config.kills:
+        folder = config.output / f"killed_{runs}"
+        runs += 1
+        while len(kills) < config.kills:
+            seconds = duration * rng.random()
+            if not killed_after(config, folder, seconds):
+                break
+            kills.append({"run": folder.name, "after_seconds": round(seconds, 2), "steps_saved": steps_saved(folder)})
+        run_to_end(config, folder)
+        found = fingerprint(folder)
+        differing += [f"{folder.name}: {name}" for name in expected if found.get(name) != expected[name]]
+    result = {
+        "algorithm": config.algorithm,
+        "kills": len(kills),
+        "runs": runs,
+        "differing": differing,
+        "moments": kills,
+        "fingerprint": expected,
+        "session": environment.describe(),
+    }
+    write_json(config.output / "resume.json", result)
+    print(f"{len(kills)} kills over {runs} runs of {config.algorithm}: {len(differing)} differences")
+    if differing:
+        sys.exit("\n".join(differing))
+    return result
+
+
+def command(config: Config, folder: Path) -> list[str]:
+    script, options = ALGORITHMS[config.algorithm]
+    path = str(ROOT / "scripts" / script)
+    return [sys.executable, path, *options.split(), *COMMON.split(), "--output", str(folder.resolve())]
+
+
+def run_to_end(config: Config, folder: Path) -> float:
+    """Run, or go on with a run, until it ends by itself; the seconds that it took."""
+    began = monotonic()
+    finished = subprocess.run(command(config, folder), cwd=ROOT, capture_output=True, text=True)
+    if finished.returncode:
+        sys.exit(f"the run in {folder} failed:\n{finished.stderr[-4000:]}")
+    return monotonic() - began
+
+
+def killed_after(config: Config, folder: Path, seconds: float) -> bool:
+    """Start the run, or go on with it, and kill it; False where it came to its end first."""
+    process = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return True
+    return False
+
+
+def steps_saved(folder: Path) -> int:
+    saved = [int(path.name.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*[0-9]")]
+    return max(saved, default=0)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Digests of all that must be the same."""
+    last = folder / "checkpoints" / f"step_{steps_saved(folder)}"
+    optimizer = torch.load(last / "optimizer.pt", weights_only=False)
+    metrics = [
+        {name: value for name, value in row.items() if name != "timing"}
+        for row in read_complete_json_lines(folder / "metrics.jsonl")
+    ]
+    return {
+        "checkpoint": last.name,
+        "weights": digest([(last / "model.safetensors").read_bytes()]),
+        "optimizer": digest(parts(optimizer["optimizer"])),
+        "random states": digest(parts(optimizer["random_states"])),
+        "progress": digest(parts(read_json(last / "progress.json"))),
+        "metrics": digest(parts(metrics)),
+        "completions": digest(
+            part
+            for path in sorted((folder / "completions").iterdir())
+            for part in (path.name.encode(), path.read_bytes())
+        ),
+    }
+
+
+def parts(tree: Any) -> Iterator[bytes]:
+    """Every leaf of a nested structure as bytes, tensors to the last bit."""
+    leaves, structure = tree_flatten(tree)
+    yield repr(structure).encode()
+    for leaf in leaves:
+        yield leaf.cpu().numpy().tobytes() if isinstance(leaf, torch.Tensor) else repr(leaf).encode()
+
+
+def digest(pieces: Iterable[bytes]) -> str:
+    state = hashlib.sha256()
+    for piece in pieces:
+        state.update(piece + b"\0")
+    return state.hexdigest()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
