@@ -1,6 +1,6 @@
 """One rank of a test: trains a fake model on a fixed batch, and writes down what came out.
 
-torchrun --nproc_per_node 2 -m tests.rank_worker OUTPUT [fsdp2]
+torchrun --nproc_per_node 2 -m tests.rank_worker OUTPUT [ddp | fsdp2]
 """
 
 import sys
@@ -63,7 +63,7 @@ def grade(response: str, gold: str, fast: bool):
 
 def main() -> None:
     output = Path(sys.argv[1])
-    ranks = Ranks()
+    ranks = Ranks("fsdp2" if "fsdp2" in sys.argv else "ddp")
     results = [train(ranks, output.parent, token_budget) for token_budget in (None, 12)]
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))

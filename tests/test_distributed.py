@@ -23,8 +23,9 @@ def launch(module_arguments, ranks=2):
 
 
 @pytest.mark.slow
-def test_two_ranks_train_as_one(tmp_path):
-    launch(["-m", "tests.rank_worker", str(tmp_path / "result")])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_two_ranks_train_as_one(tmp_path, sharding):
+    launch(["-m", "tests.rank_worker", str(tmp_path / "result"), sharding])
     alone = [train(Ranks(), tmp_path, token_budget) for token_budget in (None, 12)]
     for rank in range(2):
         for one, other in zip(alone, torch.load(tmp_path / f"result.{rank}.pt"), strict=True):

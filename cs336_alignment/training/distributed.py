@@ -5,23 +5,34 @@ generating, grading, forward and backward passes. So an algorithm reads the same
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 
 T = TypeVar("T")
+
+Sharding = Literal["ddp", "fsdp2"]
 
 
 class Ranks:
     """This process among its peers."""
 
-    def __init__(self) -> None:
+    def __init__(self, sharding: Sharding = "ddp") -> None:
+        """Join the peers.
+
+        Args:
+            sharding: with several ranks, a whole policy on each (ddp), or a part of every weight, gradient and moment
+                (fsdp2). By torch's `fully_shard` itself: accelerate's plugin leaves it out on CPUs.
+        """
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         # A GPU or the CPU; accelerate would choose Apple's GPU, which has no float64.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+        self.sharding = sharding
 
     @property
     def index(self) -> int:
@@ -38,6 +49,24 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         return self.accelerator.device
+
+    def prepare(self, module: nn.Module, layers: Sequence[nn.Module]) -> nn.Module:
+        """Bring a module to this rank's device, and wrap it; with fsdp2 each of `layers` is put together by itself."""
+        module.to(self.device)
+        if self.count == 1:
+            return module
+        if self.sharding == "ddp":
+            return self.accelerator.prepare_model(module)
+        for layer in layers:
+            fully_shard(layer)
+        fully_shard(module)
+        return module
+
+    def no_sync(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
+        """Backward passes in here add to this rank's gradients only; the next one outside brings them together."""
+        if isinstance(wrapped, FSDPModule):
+            return _unsynced(wrapped)
+        return wrapped.no_sync() if isinstance(wrapped, nn.parallel.DistributedDataParallel) else nullcontext()
 
     def share(self, items: Sequence[T]) -> tuple[int, Sequence[T]]:
         """This rank's part of `items`, contiguous, and the position of its first."""
@@ -64,3 +93,12 @@ class Ranks:
 def unwrap(module: nn.Module) -> Any:
     """The module inside DDP's wrapper; FSDP2 shards in place and has none."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+
+
+@contextmanager
+def _unsynced(module: FSDPModule) -> Any:
+    module.set_requires_gradient_sync(False)
+    try:
+        yield
+    finally:
+        module.set_requires_gradient_sync(True)

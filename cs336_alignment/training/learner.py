@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -92,14 +91,15 @@ class Learner:
         self.config = config
         self.ranks = ranks
         self._failures = failures
-        optimizer = torch.optim.AdamW(
-            policy.parameters(),
+        self._wrapped = ranks.prepare(policy, policy.layers())
+        # After sharding, which puts other parameters in the place of the policy's.
+        self.optimizer = torch.optim.AdamW(
+            self._wrapped.parameters(),
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
-            fused=ranks.device.type in ("cpu", "cuda"),
+            fused=True,
         )
-        self._wrapped, self.optimizer = ranks.accelerator.prepare(policy, optimizer)
         self.steps_taken = 0
 
     @property
@@ -130,7 +130,7 @@ class Learner:
         for position, microbatch in enumerate(plan):
             # The ranks' gradients meet once a step, with the last microbatch.
             last = position == len(plan) - 1
-            with nullcontext() if last else self.ranks.accelerator.no_sync(self._wrapped):
+            with nullcontext() if last else self.ranks.no_sync(self._wrapped):
                 parts.append(self._backward(examples, microbatch, token_loss_of))
         result = self._result(parts, len(examples))
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
@@ -176,7 +176,7 @@ class Learner:
         return _Part(microbatch, batch.row_tokens if microbatch else 0, batch.lengths, scores)
 
     def _result(self, parts: Sequence["_Part"], size: int) -> StepResult:
-        norm: Any = self.ranks.accelerator.clip_grad_norm_(self._wrapped.parameters(), self.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._wrapped.parameters(), self.config.max_grad_norm)
         totals = [(part.scores.loss.item(), part.row_tokens) for part in parts]
         loss, tokens = map(sum, zip(*self.ranks.gather(totals), strict=True))
         log_probs, entropy = self._by_example(parts, size)

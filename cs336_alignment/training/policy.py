@@ -83,6 +83,10 @@ class Policy(nn.Module):
         bfloat16 = dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available())
         return cls(model, AutoTokenizer.from_pretrained(name), temperature, autocast=bfloat16)
 
+    def layers(self) -> list[nn.Module]:
+        """The transformer's layers, the units of sharding; none where the model names no such thing."""
+        return list(getattr(self.model.base_model, "layers", []))
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

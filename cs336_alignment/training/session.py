@@ -26,7 +26,7 @@ from cs336_alignment.rollout.selection import EngineName, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
-from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.training.distributed import Ranks, Sharding
 from cs336_alignment.training.interruption import Interruption
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
@@ -71,6 +71,8 @@ class RunConfig:
     """Of compute; auto is bfloat16 on a GPU, float32 on a CPU. Weights are float32."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass: less memory, a third more compute."""
+    sharding: Sharding = "ddp"
+    """With several ranks: the whole policy on each (ddp), or a part of it (fsdp2)."""
     temperature: float = 1.0
     """Of rollouts, and of the log-probs that are trained on."""
     max_tokens: int = 1024
@@ -135,7 +137,7 @@ class Session:
         """
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        self.ranks = ranks or Ranks()
+        self.ranks = ranks or Ranks(run.sharding)
         self.run = run
         self.template = prompts.load_template(run.prompt)
         self.grader = GRADERS[run.prompt]
