@@ -47,6 +47,11 @@ _DOTS = re.compile(r"\\(?:dots|ldots|cdots)(?![A-Za-z])")
 _DEGREE = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\}|\\degree)")
 _TEN_TO_THE = re.compile(r"(?<=\d)(\s*)[xX](\s*)(?=10\s*\^)|(?<=\d) [xX] (?=\\?\$?\d)")
 _DOLLARS = re.compile(r"\b(?:US|CA?|AU?|NZ|HK|SG?) ?\\?\$|\b(?:USD|Rs\.?)(?= ?\d)|\bUSD\b")
+_COLOR = re.compile(r"\\(?:text)?color\s*(?:\{\w+\}|\w+)")
+# A dot over the first and the last digit of the period: 0.\dot{1}2\dot{3}.
+_DOTTED_PERIOD = re.compile(r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?")
+_DOLLARS_AND_CENTS = re.compile(r"(?:(\\\$ ?\d[\d,]*)|(\d[\d,]*) dollars?),? (?:and )?(\d\d?) cents?\b")
+_ARROWED = re.compile(r"\\(?:vec|hat)\s*(?:\{\s*([a-zA-Z])\s*\}|([a-zA-Z])(?![a-zA-Z]))")
 _MAX_TEXT_NESTING = 4
 
 
@@ -62,7 +67,10 @@ def clean(answer: str) -> str:
         text = _plain_latex(text)
     text = _SPACE_GROUPED.sub(lambda match: _NON_DIGITS.sub("", match[0]), text)
     text = _TEN_TO_THE.sub(" * ", text)
-    return " ".join(text.split()).strip(_EDGES)
+    text = " ".join(text.split()).strip(_EDGES)
+    if "cent" in text:
+        text = _DOLLARS_AND_CENTS.sub(_as_one_amount, text)
+    return text[:-2].rstrip(_EDGES) if text.endswith("\\\\") else text
 
 
 def _plain_characters(text: str) -> str:
@@ -94,7 +102,18 @@ def _spelled_fraction(match: re.Match[str]) -> str:
     return f"\\frac{{{upper}}}{{{lower}}}"
 
 
+def _as_one_amount(match: re.Match[str]) -> str:
+    """ "5 dollars and 7 cents" is 5.07 dollars."""
+    amount = match[1] or match[2]
+    return f"{amount}.{match[3]:0>2}" + ("" if match[1] else " dollars")
+
+
 def _plain_latex(text: str) -> str:
+    if "color" in text:
+        text = _COLOR.sub("", text)
+    text = _ARROWED.sub(r" \1\2 ", text)
+    if "\\dot" in text:
+        text = _DOTTED_PERIOD.sub(r"\\overline{\1\2\3}", text)
     text = _SPACE_GROUPED.sub(lambda match: _NON_DIGITS.sub("", match[0]), text)
     for _ in range(_MAX_TEXT_NESTING):
         text, count = _TEXT_COMMAND.subn(r" \1 ", text)

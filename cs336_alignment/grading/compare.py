@@ -65,9 +65,15 @@ def same(a: Value, b: Value) -> bool:
             residue, plain = (a, b) if isinstance(a, Parts) else (b, a)
             assert isinstance(residue, Parts)
             assert isinstance(plain, Scalar)
-            return equal(residue.items[0], plain.expression)
+            return _is_reduced(residue) and equal(residue.items[0], plain.expression)
         case _:
             return False
+
+
+def _is_reduced(residue: Parts) -> bool:
+    """5 mod 7 may be said as 5, but 9 mod 7 is not 9."""
+    value, modulus = (real_value(item) for item in residue.items)
+    return value is None or modulus is None or 0 <= value < modulus
 
 
 def _same_scalars(a: Scalar, b: Scalar) -> bool:

@@ -20,6 +20,14 @@ _ARTICLE = re.compile(r"(?:an?|the|on|in|at) ")
 # A number with spaces in it, or several: it cannot be told, and the course's verdict stands.
 _SPLIT_NUMBER = re.compile(r"\d{1,3}(?:, ?\d{3})+|\d+(?: \d+)+")
 _THOUSAND_LETTER = re.compile(r"(?<=\d) ?[kK](?![a-zA-Z])")
+# M for million: a capital at the number, or either case in an amount of money.
+_MILLION_LETTER = re.compile(r"(\\\$ ?\d[\d,.]*) ?[mM](?![a-zA-Z])|(?<=\d)M(?![a-zA-Z])")
+_AND_FRACTION = re.compile(r"(?<=\d) and (?=\d+/\d+(?![\w./]))")
+# A unit of one letter glued to the number: "15m" says 15 where the gold answer is a number.
+_GLUED_UNIT = re.compile(r"(\d)([mshgL])")
+# A choice's letter before the text of the choice: "(B) 12", "B. twelve"; unless another letter or a denial follows.
+_CHOICE_WITH_TEXT = re.compile(r"(?:\(([A-J])\)|([A-J])[).:])(?! ?\()(?!.*\b(?:[A-J]|or|not|wrong)\b).+", re.DOTALL)
+_MAX_PREAMBLES = 6
 
 
 def judge_by_meaning(answer: str, gold: str) -> Verdict | None:
@@ -51,7 +59,10 @@ def _read_or_none(text: str) -> Value | None:
 def _judge_value(answer: str, gold: Value) -> Verdict | None:
     is_number = isinstance(gold, Scalar) and not variables(gold.expression)
     if is_number:
-        answer = _THOUSAND_LETTER.sub(" thousand", answer)
+        answer = _MILLION_LETTER.sub(r"\1 million", _THOUSAND_LETTER.sub(" thousand", answer))
+        answer = _AND_FRACTION.sub(" ", answer)
+        if answer[-2:-1].isdecimal():
+            answer = answer[:-2] + _GLUED_UNIT.sub(r"\1 \2", answer[-2:])
         if _SPLIT_NUMBER.fullmatch(answer) and len(set(answer.split())) > 1:
             return None
     value = _read_or_none(answer)
@@ -59,9 +70,17 @@ def _judge_value(answer: str, gold: Value) -> Verdict | None:
         return Verdict(same(value, gold), "same value")
     if is_number and "\\" not in answer.replace("\\$", "").replace("\\%", ""):
         return _judge_prose(answer, gold)
-    # "The domain is (2, 5)": what follows the verb.
-    value = _read_or_none(_after_preamble(answer))
-    return None if value is None else Verdict(same(value, gold), "same value after a preamble")
+    for rest in _after_preambles(answer):
+        value = _read_or_none(rest)
+        if value is not None and not isinstance(value, Words):
+            return Verdict(same(value, gold), "same value after a preamble")
+    return Verdict(False, "a variable is missing") if _misses_variable(answer, gold) else None
+
+
+def _misses_variable(answer: str, gold: Value) -> bool:
+    """An answer that cannot be read is wrong all the same where a letter of the gold answer is nowhere in it."""
+    names = variables(gold.expression) if isinstance(gold, Scalar) else set()
+    return any(len(name) == 1 and name not in answer for name in names)
 
 
 def _judge_prose(answer: str, gold: Value) -> Verdict | None:
@@ -71,17 +90,22 @@ def _judge_prose(answer: str, gold: Value) -> Verdict | None:
     return Verdict(same(read(number), gold), "final number of prose")
 
 
+def _after_preambles(text: str) -> list[str]:
+    """What follows each of the last few verbs, colons and equals signs, the longest first: "The domain is (2, 5)"."""
+    ends = [match.end() for match in _PREAMBLE_END.finditer(text)]
+    return [text[end:].strip() for end in ends[-_MAX_PREAMBLES:]]
+
+
 def _after_preamble(text: str) -> str:
     """What follows the last verb, colon or equals sign: the whole text where there is none."""
-    start = 0
-    for match in _PREAMBLE_END.finditer(text):
-        start = match.end()
-    return text[start:].strip()
+    rests = _after_preambles(text)
+    return rests[-1] if rests else text.strip()
 
 
 def _judge_choices(answer: str, gold: str) -> Verdict | None:
     """Compare choices; None where there are none. One of the two has to be in capitals: a and b alone are variables."""
-    chosen, answered = _choices(gold), _choices(answer) or _choices(_after_preamble(answer))
+    chosen = _choices(gold)
+    answered = _choices(answer) or _choices(_after_preamble(answer)) or (_letter_before_text(answer) if chosen else "")
     if not chosen or not answered or not (chosen.isupper() or answered.isupper()):
         return None
     return Verdict(chosen.upper() == answered.upper(), "same choice")
@@ -98,6 +122,11 @@ def _choices(text: str) -> str:
     return "|".join(sorted(match[1] for match in matches if match)) if all(matches) else ""
 
 
+def _letter_before_text(text: str) -> str:
+    match = _CHOICE_WITH_TEXT.fullmatch(text)
+    return (match[1] or match[2]) if match else ""
+
+
 def _judge_words(answer: str, gold: str) -> Verdict:
     """Two texts say the same where they do word for word, less a preamble and an article."""
     said = {_plain_words(answer), _plain_words(_after_preamble(answer))}
@@ -105,5 +134,5 @@ def _judge_words(answer: str, gold: str) -> Verdict:
 
 
 def _plain_words(text: str) -> str:
-    words = " ".join(re.findall(r"[^\W_]+|[^\s\w.,!\"']", text.lower()))
+    words = " ".join(re.findall(r"[^\W_]+|[^\s\w.,!\"']", text.lower())).replace("does not exist", "dne")
     return _ARTICLE.sub("", words, count=1) if _ARTICLE.match(words) else words

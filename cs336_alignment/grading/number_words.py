@@ -1,6 +1,7 @@
 """Numbers in English words: "nine thousand two hundred", "twenty-four", "two and a half", "three fifths"."""
 
 from fractions import Fraction
+from itertools import takewhile
 
 _ONES = {
     word: value
@@ -26,6 +27,8 @@ def read_number_words(words: list[str]) -> tuple[Fraction, int] | None:
 
     Hyphens are expected to be split already.
     """
+    if part := _read_bare_part(words):
+        return part
     negative = bool(words) and words[0] in _SIGNS
     start = int(negative)
     whole = _read_whole(words, start)
@@ -36,6 +39,21 @@ def read_number_words(words: list[str]) -> tuple[Fraction, int] | None:
     if fraction:
         value, end = fraction
     return (-value if negative else value), end
+
+
+def _read_bare_part(words: list[str]) -> tuple[Fraction, int] | None:
+    """A fraction without a numeral: "half", "half an hour", "half a million", "a quarter"."""
+    match words:
+        case ["half", "a" | "of", scale, *_] if scale in SCALES:
+            return Fraction(SCALES[scale], 2), 3
+        case ["half", "a" | "an", *_]:
+            return Fraction(1, 2), 2
+        case ["half", *_]:
+            return Fraction(1, 2), 1
+        case ["a", part, *_] if part in _PARTS:
+            return Fraction(1, _PARTS[part]), 2
+        case _:
+            return None
 
 
 def _read_whole(words: list[str], start: int) -> tuple[Fraction, int] | None:
@@ -68,12 +86,25 @@ def _is_small(word: str) -> bool:
 
 
 def _read_fraction(words: list[str], end: int, value: Fraction) -> tuple[Fraction, int] | None:
-    """A denominator after the number just read ("three fifths"), or "and a half" after it."""
-    rest = words[end : end + 3]
+    """What may follow a whole number: "(three) fifths", "(two) and a half (million)", "(six) point five"."""
+    rest = words[end : end + 4]
     match rest:
         case [part, *_] if part in _PARTS:
             return value / _PARTS[part], end + 1
-        case ["and", "a" | "one", part] if part in _PARTS:
+        case ["and", "a" | "one", part, scale] if part in _PARTS and scale in SCALES:
+            return (value + Fraction(1, _PARTS[part])) * SCALES[scale], end + 4
+        case ["and", "a", part, *_] if part in _PARTS:
             return value + Fraction(1, _PARTS[part]), end + 3
+        case ["and", upper, part, *_] if part in _PARTS and upper in _ONES:
+            return value + Fraction(_ONES[upper], _PARTS[part]), end + 3
+        case ["point", *_]:
+            return _read_decimals(words, end + 1, value)
         case _:
             return None
+
+
+def _read_decimals(words: list[str], start: int, value: Fraction) -> tuple[Fraction, int] | None:
+    digits = [_ONES[word] for word in takewhile(lambda word: _ONES.get(word, 10) < 10, words[start:])]
+    for place, digit in enumerate(digits, 1):
+        value += Fraction(digit, 10**place)
+    return (value, start + len(digits)) if digits else None

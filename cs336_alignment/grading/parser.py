@@ -2,7 +2,7 @@ r"""From tokens to an expression: a recursive-descent parser for the mathematics
 
 sum      = ["+" | "-" | "±"] product (("+" | "-" | "±" | "∓") product)*
 product  = power (("*" | "/" | nothing) power)*         read from the left: 1/2x is x/2
-power    = atom ["^" exponent] | atom "!"
+power    = atom ["^" exponent] | atom "!" | atom "°"
 atom     = number | mixed number | name | \frac | \sqrt | function | ( sum ) | |sum| | ⌊sum⌋
 """
 
@@ -15,6 +15,7 @@ from cs336_alignment.grading.tokens import Token
 _END = Token("mark", "")
 _CLOSING = {"(": ")", "[": "]", "{": "}", "⌊": "⌋", "⌈": "⌉"}
 _SEVERAL_ARGUMENTS = frozenset({"max", "min"})
+_DEGREE = Apply("/", (Symbol("π"), Number(Fraction(180))))
 _INVERSES = {"sin": "arcsin", "cos": "arccos", "tan": "arctan", "cot": "arccot"}
 
 
@@ -114,6 +115,8 @@ class _Parser:
                 base = Apply("!", (base,))
             elif self._take("^"):
                 base = Apply("^", (base, self._exponent()))
+            elif self._take("°"):
+                base = Apply("*", (base, _DEGREE))
             elif self._take("'"):
                 raise UnreadableError("a derivative")
             else:

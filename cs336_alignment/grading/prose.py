@@ -29,26 +29,43 @@ _MENTION = re.compile(
     """,
     re.VERBOSE,
 )
-_DENIED_BEFORE = re.compile(r"\b(?:not|never|n't|isn't|wasn't|no longer|but|than just) (?:\w+ly )?\W*$")
+_DENIED_BEFORE = re.compile(
+    r"(?:\b(?:not|never|cannot|no longer|but|than just|nowhere near|far from|instead of)|n't)"
+    r"(?: (?:\w+ly|be|been|even|quite|just))* \W*$"
+)
 _BUT = re.compile(r"(?<!anything )(?<!all )(?<!everything )\bbut \W*$")
-_DENIED_AFTER = re.compile(r"\s*(?:\w+ )?(?:is|was|would be) (?:wrong|incorrect|not|false)\b")
+_DENIED_AFTER = re.compile(
+    r"\s*(?:\w+ )?(?:(?:is|was|would be|seems) (?:\w+ly )?(?:(?:the|an?) )?(?:wrong|incorrect|not|false)\b"
+    r"|(?:is|was)n't\b|(?:cannot|can't|could not|couldn't) be (?:right|correct|true|it|the)\b)"
+)
 _BOUND_BEFORE = re.compile(
     r"\b(?:(?:less|more|fewer|greater|larger|smaller|other|rather) than|at (?:least|most)|under|below|above|up to"
     r"|except|(?:anything|everything|all) but|between|from|minimum of|maximum of)(?: about)? \W*$"
+    # "over 5" is a bound where it is what is said; "9 eggs over 2 days" is not.
+    r"|(?:^|\b(?:is|are|was|were|answer|be)\b|[:=])\W*(?:(?:just|well|slightly|a little) )?over \W*$"
+)
+_BOUND_AFTER = re.compile(
+    r"\s*(?:\w+ )?(?:(?:or|and) (?:more|less|fewer|higher|lower|above|below)|at (?:least|most))\b"
 )
 _CIRCUMSTANCE_BEFORE = re.compile(
     r"\b(?:in|after|over|within|during|per|every|among|before|since|by|from|with|at|for each of|between|than|first|day"
-    r"|step|week|next|last|these|those|all|the|of the|each of the"
+    r"|step|out of|week|next|last|these|those|all|the|of the|each of the"
     r"|to (?:make|clean|travel|reach|finish|complete|fill|cover|groom|walk|run|drive))(?: the)? \W*$"
 )
+# For 3 days, for 4 friends; but what is bought for 5 dollars costs that.
+_FOR_BEFORE = re.compile(r"\bfor(?: (?:the|these|those|his|her|their|its|all))? \W*$")
+_MONEY_AFTER = re.compile(r" ?(?:dollars?|cents?|euros?|pounds?)\b")
 _QUALIFIER = re.compile(
-    r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on) \W*|\s*(?:is|was) the\b.*"
+    r"[^.=]*?\b(?:over|in|per|for|after|within|every|during|from|at|among|each|with|on|out of) \W*"
+    r"|\s*(?:is|was) the\b.*"
 )
 _COMPOUND_GAP = re.compile(
-    r"\s*(?!(?:is|are|was|were|so|equals|makes|gives|of|per|for|in|at|by|to|on|after|before|over|with|from|than|times|x"
-    r"|because|within)\b)[a-z]+,? (?:and )?"
+    r"\s*(?!(?:is|are|was|were|so|equals|makes|gives|leaves|leaving|yields|totals|of|per|for|in|at|by|to|on|after|before"
+    r"|over|with|from|than|times|x|because|within)\b)[a-z]+,? (?:and )?"
 )
-_ALTERNATIVE_GAP = re.compile(r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)[^\w=]*")
+_ALTERNATIVE_GAP = re.compile(
+    r"(?: ?[a-z]+)?(?:\s*(?:,|-)|\s+(?:or|to|and|through)\b)(?: (?:maybe|perhaps|possibly|even|about))?[^\w=]*"
+)
 _REASON = re.compile(r"\(?\b(?:because|since|as we know|given that)\b(?:[^,\n]|,(?=\d))*,?")
 _REMARK = re.compile(r"(?<=[\w.])\s\([^()]*\)")
 _CUE = re.compile(r"\b(?:answer|ans|result|round(?:s|ed)?(?: up| down)? to)\b")
@@ -106,7 +123,8 @@ def _is_denied(text: str, mention: _Mention) -> bool:
 
 
 def _is_bound(text: str, mention: _Mention) -> bool:
-    return bool(_BOUND_BEFORE.search(text[max(0, mention.start - 30) : mention.start]))
+    before = text[max(0, mention.start - 30) : mention.start]
+    return bool(_BOUND_BEFORE.search(before) or _BOUND_AFTER.match(text, mention.end))
 
 
 def _choose(text: str, mentions: list[_Mention]) -> _Mention | None:
@@ -150,7 +168,9 @@ def _after_equals(text: str, start: int, mentions: list[_Mention]) -> _Mention |
 
 
 def _is_circumstance(text: str, mention: _Mention) -> bool:
-    return bool(_CIRCUMSTANCE_BEFORE.search(text[max(0, mention.start - 30) : mention.start]))
+    before = text[max(0, mention.start - 30) : mention.start]
+    is_money = "$" in mention.text or _MONEY_AFTER.match(text, mention.end)
+    return bool(_CIRCUMSTANCE_BEFORE.search(before) or (_FOR_BEFORE.search(before) and not is_money))
 
 
 def _is_part(text: str, final: _Mention, mentions: list[_Mention]) -> bool:

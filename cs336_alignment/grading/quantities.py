@@ -6,20 +6,26 @@ from cs336_alignment.grading.units import FILLERS, LETTER_UNITS, canonical_unit
 
 _UNIT_MARKS = ("/", "^", "{", "}", "-", "°", "%", "*")
 # Words that make a sentence of what follows a number.
-_NO_UNITS = frozenset("is are was were not wrong incorrect false but because than if or has have should equals".split())
+_NO_UNITS = frozenset(
+    "is are was were not wrong incorrect false but because than if or has have should equals at or cannot".split()
+)
 _POWER_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 
 
 def unit_start(tokens: list[Token]) -> int:
-    """The position of the first token of the unit: a word, °, %, or a letter like m that only numbers precede."""
+    """The position of the first token of the unit: a word, °, %, or a letter like m that only numbers precede.
+
+    The ° in sin 30° belongs to the argument.
+    """
     depth = 0
-    only_numbers = True
+    only_numbers, in_function = True, False
     for position, token in enumerate(tokens):
         if token.kind == "mark":
             depth += (token.text in ("(", "{", "[")) - (token.text in (")", "}", "]"))
         if depth:
             continue
-        if token.kind == "word" or token.is_mark("°", "%"):
+        in_function = in_function or token.kind == "function"
+        if token.kind == "word" or token.is_mark("%") or (token.is_mark("°") and not in_function):
             return position
         if token.kind == "name":
             is_letter_unit = token.text in LETTER_UNITS and token.spaced and only_numbers and position > 0

@@ -8,6 +8,7 @@ import re
 from fractions import Fraction
 from itertools import pairwise
 
+from cs336_alignment.grading.algebra import real_value
 from cs336_alignment.grading.bounds import UnreadableError
 from cs336_alignment.grading.expression import (
     Apply,
@@ -62,6 +63,11 @@ _PHRASES = (
     (re.compile(r"(?:the set of )?\b(?:all )?real numbers\b", re.IGNORECASE), "ℝ"),
     (re.compile(r"(?<=ℝ) ?(?:except|but not|other than)\b(?: for)?"), r" \\setminus "),
     (re.compile(r"\b(?:the )?empty\s+set\b", re.IGNORECASE), "∅"),
+    (re.compile(r"(?:there (?:is|are) )?\bno (?:real |such )?solutions?\b(?: exists?)?", re.IGNORECASE), "∅"),
+    (re.compile(r"(?<=\d) and (?:a|one) half\b"), r" \\frac{1}{2}"),
+    (re.compile(r"(?<=[\d)]) squared\b"), "^2"),
+    (re.compile(r"(?<=[\d)]) cubed\b"), "^3"),
+    (re.compile(r"(?<=\d) an? (?=[a-z]{3,}$)"), " per "),
     (re.compile(r"\bper cent\b", re.IGNORECASE), "percent"),
     (re.compile(r"(?<=[\d}]) out of (?=\d)"), "/"),
     (re.compile(r", ?(?=(?:and|or)\b)"), " "),
@@ -110,7 +116,8 @@ def _read(tokens: list[Token]) -> Value:
             return Scalar(Number(number[0]))
     parts = _split(tokens, _SEPARATORS)
     if len(parts) > 1:
-        return _read_steps(parts) or _read_list([_read(part) for part in parts])
+        alternatives = any(token.is_mark("or") for token in _outside(tokens))
+        return _read_steps(parts) or _read_list([_read(part) for part in parts], alternatives)
     return _read_one(tokens)
 
 
@@ -118,6 +125,8 @@ def _read_one(tokens: list[Token]) -> Value:
     """An answer without separators."""
     if tokens[0].kind == "command" and tokens[0].text.startswith("begin"):
         return _read_matrix(tokens)
+    if tokens[-1].kind == "command" and tokens[-1].text.startswith("end"):
+        return _read_multiple(tokens)
     if len(pieces := _split(tokens, ("∪",))) > 1:
         return RealSet(tuple(interval for piece in pieces for interval in as_real_set(_read(piece)).intervals))
     pieces = _split(tokens, ("∖", "-") if tokens[0].text == "ℝ" else ("∖",))
@@ -146,13 +155,16 @@ def _read_steps(parts: list[list[Token]]) -> Value | None:
     return values[-1] if steps and isinstance(values[-1], Scalar | Definition) else None
 
 
-def _read_list(items: list[Value]) -> Value:
+def _read_list(items: list[Value], alternatives: bool) -> Value:
     """Several answers: roots of one unknown, a solution for several, alternatives of an inequality, or just a list."""
     wordy = [isinstance(item, Words) or (isinstance(item, Definition) and " " in item.name) for item in items]
     if any(wordy) and not all(isinstance(item, Words) for item in items):
         raise UnreadableError("a sentence")
+    points = _removed_points(items)
+    if points and not alternatives:
+        return RealSet(_all_but(*points), items[0].variable if isinstance(items[0], RealSet) else "")
     if all(isinstance(item, RealSet) for item in items):
-        return RealSet(tuple(interval for item in items if isinstance(item, RealSet) for interval in item.intervals))
+        return _read_conditions([item for item in items if isinstance(item, RealSet)], alternatives)
     if isinstance(items[0], Definition):
         names = {item.name for item in items if isinstance(item, Definition)}
         if len(names) == 1:
@@ -161,6 +173,33 @@ def _read_list(items: list[Value]) -> Value:
     for item in items:
         flat.extend(item.items if isinstance(item, Unordered) else (item,))
     return Unordered(tuple(flat))
+
+
+def _removed_points(items: list[Value]) -> list[Expression]:
+    r"""The points of x \ne 1, x \ne 2 or x \ne 1, 2; none where the items say something else."""
+    points: list[Expression] = []
+    for item in items:
+        match item:
+            case RealSet((Interval(_, _, low, False), Interval(high, False, _, _))) if low == high:
+                points.append(low)
+            case Scalar() if points:
+                points.append(item.expression)
+            case _:
+                return []
+    return points
+
+
+def _read_conditions(conditions: list[RealSet], alternatives: bool) -> RealSet:
+    """Several conditions: x > 2 and x < 5 bound x on both sides; x < 2, x > 5 are the two pieces of its range."""
+    variable = conditions[0].variable if len({condition.variable for condition in conditions}) == 1 else ""
+    intervals = tuple(interval for condition in conditions for interval in condition.intervals)
+    if len(intervals) == 2 and variable and not alternatives:
+        low, high = sorted(intervals, key=lambda interval: interval.low == _MINUS_INFINITY)
+        bounds = real_value(low.low), real_value(high.high)
+        empty = bounds[0] is not None and bounds[1] is not None and bounds[0] >= bounds[1]
+        if low.high == _INFINITY and high.low == _MINUS_INFINITY and low.low != _MINUS_INFINITY and not empty:
+            return RealSet((Interval(low.low, low.low_closed, high.high, high.high_closed),), variable)
+    return RealSet(intervals, variable)
 
 
 # Brackets
@@ -216,6 +255,20 @@ def _read_matrix(tokens: list[Token]) -> Value:
     return Matrix(tuple(tuple(parse(entry) for entry in _split(row, ("&",))) for row in rows))
 
 
+def _read_multiple(tokens: list[Token]) -> Value:
+    """A number times a matrix."""
+    start = next((position for position, token in enumerate(tokens) if token.text.startswith("begin")), len(tokens))
+    if start == len(tokens):
+        raise UnreadableError("the end of no matrix")
+    factor = tokens[: start - 1] if start and tokens[start - 1].is_mark("*") else tokens[:start]
+    matrix = _read_matrix(tokens[start:])
+    assert isinstance(matrix, Matrix)
+    if factor and factor[-1].is_mark("-"):
+        factor = [*factor, Token("number", "1", Fraction(1))]
+    scale = parse(factor)
+    return Matrix(tuple(tuple(Apply("*", (scale, entry)) for entry in row) for row in matrix.rows))
+
+
 # Relations and sets of reals
 
 
@@ -261,7 +314,9 @@ def _read_between(low: Expression, operators: list[str], middle: list[Token], hi
 
 
 def _all_but(*points: Expression) -> tuple[Interval, ...]:
-    bounds = [_MINUS_INFINITY, *points, _INFINITY]
+    values = {point: real_value(point) for point in points}
+    in_order = points if None in values.values() else sorted(points, key=lambda point: values[point] or 0.0)
+    bounds = [_MINUS_INFINITY, *in_order, _INFINITY]
     return tuple(Interval(low, False, high, False) for low, high in pairwise(bounds))
 
 

@@ -53,11 +53,11 @@ _MARK_COMMANDS = {
     "langle": "⟨", "rangle": "⟩", "lfloor": "⌊", "rfloor": "⌋", "lceil": "⌈", "rceil": "⌉", "colon": ":",
     "to": "→", "rightarrow": "→", "Rightarrow": "→", "implies": "→", "therefore": "→", "degree": "°", "prime": "'",
     "percent": "%", "lbrace": "\\{", "rbrace": "\\}", "lbrack": "[", "rbrack": "]", "equiv": "=", "iff": "→",
-    "dollar": "¤", "textdollar": "¤",
+    "dollar": "¤", "textdollar": "¤", "land": "and", "wedge": "and", "lor": "or", "vee": "or",
 }  # fmt: skip
 _FRACTIONS = frozenset({"frac", "dfrac", "tfrac", "cfrac"})
 _BINOMIALS = frozenset({"binom", "dbinom", "tbinom", "choose"})
-_WORD_MARKS = {"percent": "%", "infinity": "∞", "inf": "∞", "pi": "π", "or": "or", "and": "and"}
+_WORD_MARKS = {"percent": "%", "infinity": "∞", "inf": "∞", "oo": "∞", "pi": "π", "or": "or", "and": "and"}
 
 _TOKEN = re.compile(
     r"""
