@@ -1,5 +1,6 @@
 """Every call returns in time, from any thread, without signals, and executes nothing."""
 
+import inspect
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cs336_alignment.drgrpo_grader import question_only_reward_fn, r1_zero_reward_fn
-from cs336_alignment.grading import judge
+from cs336_alignment.grading import Verdict, judge
 
 SECONDS = 1.0
 SIZE = 100_000
@@ -81,6 +82,24 @@ def test_sizes_where_texts_are_still_read(piece: str):
 )
 def test_what_is_beyond_the_bounds_is_undecided_not_silently_wrong(answer: str):
     verdict = judge(answer, "18", fast=False)
+    assert not verdict.equal
+    assert verdict.undecided
+
+
+def test_what_the_course_rules_cannot_decide_is_undecided_in_fast_mode_too():
+    verdict = judge("2000!", "2000!+1")
+    assert not verdict.equal
+    assert verdict.undecided
+
+
+def test_from_deep_in_the_callers_stack():
+    """Nested answers take several hundred frames; where the caller leaves fewer, the verdict is undecided."""
+
+    def call(depth: int) -> Verdict:
+        return call(depth - 1) if depth else judge("\\{" * 58 + "x" + "\\}" * 58, "y", fast=False)
+
+    assert not call(0).undecided
+    verdict = call(sys.getrecursionlimit() - len(inspect.stack()) - 150)
     assert not verdict.equal
     assert verdict.undecided
 

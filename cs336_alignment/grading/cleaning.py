@@ -50,7 +50,7 @@ _DOLLARS = re.compile(r"\b(?:US|CA?|AU?|NZ|HK|SG?) ?\\?\$|\b(?:USD|Rs\.?)(?= ?\d
 _COLOR = re.compile(r"\\(?:text)?color\s*(?:\{\w+\}|\w+)")
 # A dot over the first and the last digit of the period: 0.\dot{1}2\dot{3}.
 _DOTTED_PERIOD = re.compile(r"\\dot\s*\{?(\d)\}?(\d*)\\dot\s*\{?(\d)\}?")
-_DOLLARS_AND_CENTS = re.compile(r"(?:(\\\$ ?\d[\d,]*)|(\d[\d,]*) dollars?),? (?:and )?(\d\d?) cents?\b")
+_DOLLARS_AND_CENTS = re.compile(r"(?:(\\?\$ ?\d[\d,]*)|(?<![\d,.])(\d[\d,]*) dollars?),? (?:and )?(\d\d?) cents?\b")
 _ARROWED = re.compile(r"\\(?:vec|hat)\s*(?:\{\s*([a-zA-Z])\s*\}|([a-zA-Z])(?![a-zA-Z]))")
 _MAX_TEXT_NESTING = 4
 
@@ -61,6 +61,8 @@ def clean(answer: str) -> str:
     text = _TAGS.sub(" ", text) if any(mark in text for mark in "<`*_") else text
     text = text.replace("{:}", ":")
     text = _EMPHASIS.sub(r"\2", text)
+    if "cent" in text:
+        text = _DOLLARS_AND_CENTS.sub(_as_one_amount, text)
     if "$" in text or "USD" in text or "Rs" in text:
         text = _DOLLARS.sub(r"\\$", text)
     if "\\" in text or "$" in text or "~" in text:
@@ -68,8 +70,6 @@ def clean(answer: str) -> str:
     text = _SPACE_GROUPED.sub(lambda match: _NON_DIGITS.sub("", match[0]), text)
     text = _TEN_TO_THE.sub(" * ", text)
     text = " ".join(text.split()).strip(_EDGES)
-    if "cent" in text:
-        text = _DOLLARS_AND_CENTS.sub(_as_one_amount, text)
     return text[:-2].rstrip(_EDGES) if text.endswith("\\\\") else text
 
 

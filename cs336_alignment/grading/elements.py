@@ -3,7 +3,7 @@
 import re
 
 from cs336_alignment.grading.algebra import equal
-from cs336_alignment.grading.bounds import UndecidedError, UnreadableError
+from cs336_alignment.grading.bounds import UnreadableError
 from cs336_alignment.grading.normal_form import drop_thousands_commas, is_integer
 from cs336_alignment.grading.parser import parse
 from cs336_alignment.grading.tokens import tokenize
@@ -16,7 +16,11 @@ _MAX_CHARACTERS = 400
 
 
 def same_elements(answer: str, gold: str) -> bool:
-    """The rule, on normalised texts."""
+    """The rule, on normalised texts.
+
+    Raises:
+        UndecidedError: beyond the bounds.
+    """
     answers, golds = _elements(answer), _elements(gold)
     if not answer or len(answers) != len(golds):
         return False
@@ -45,5 +49,5 @@ def _same_element(answer: str, gold: str) -> bool:
         return False
     try:
         return equal(parse(tokenize(gold, bare_letters=True)), parse(tokenize(answer, bare_letters=True)))
-    except (UnreadableError, UndecidedError):
+    except UnreadableError:
         return False

@@ -45,7 +45,7 @@ def judge_by_meaning(answer: str, gold: str) -> Verdict | None:
         return _judge_value(answer, gold_value)
     except UnreadableError:
         return None
-    except UndecidedError:
+    except (UndecidedError, RecursionError):  # the latter where the caller's own stack is deep
         return Verdict(False, "beyond bounds", undecided=True)
 
 
