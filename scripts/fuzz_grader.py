@@ -29,7 +29,9 @@ PIECES = """\\text{ \\text{a} { } ( ) [ ] \\left( \\right) \\frac \\frac{1}{2} \
 9^ ! 9! $ \\$ % \\% \\\\ \\ | ° ½ ² − \u200b \ud800 \x00 1 12 1, 1,111 1.1 .1 0.333... 1/ 1+ x+ 2* - = < <=
 != ≠ \\pm \\cup \\infty \\sin \\log_ \\binom \\sum_{n=1}^ \\begin{pmatrix} \\end{pmatrix} & \\boxed{ \\{ \\}
 1e 1e9 e i π \\pi and or is answer not because hours thousand million one hundred two (a) <b> </s> <<1>> ` ** __ ' "
-, ; : . ... ~ A, (B) 1:2 R mod to between cm m/s per 1{,}000 \\overline{3} \\circ {a\\over b} ####""".split()
+, ; : . ... ~ A, (B) 1:2 R mod to between cm m/s per 1{,}000 \\overline{3} \\circ {a\\over b} ####
+\\begin{pmatrix}1&2\\end{pmatrix} \\dot{1} \\vec{a} \\color{red} x>1 x\\ne
+\\land oo half point squared over instead of dollars cents (B)""".split()
 GOLDS = """18 -7 0.5 \\frac{1}{2} x x^2+1 (1,2) \\{1,2\\} [0,1) x>5 A \\text{yes} 50\\% \\sqrt{2}""".split()
 
 

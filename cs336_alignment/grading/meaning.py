@@ -16,15 +16,13 @@ _CHOICE = re.compile(r"(?:(?:option|choice|answer):? )?\(?([A-J]|[IVX]{1,4})\)?[
 _LONGEST_CHOICE = 80
 _LIST_SEPARATOR = re.compile(r",? and |, ?| ")
 _PREAMBLE_END = re.compile(r"\b(?:is|are|equals|be|was|were)\b|[:=]")
+_NO_VALUE = re.compile(r"\bdoes(?: not|n t) exist\b")
 _ARTICLE = re.compile(r"(?:an?|the|on|in|at) ")
 # A number with spaces in it, or several: it cannot be told, and the course's verdict stands.
 _SPLIT_NUMBER = re.compile(r"\d{1,3}(?:, ?\d{3})+|\d+(?: \d+)+")
 _THOUSAND_LETTER = re.compile(r"(?<=\d) ?[kK](?![a-zA-Z])")
-# M for million: a capital at the number, or either case in an amount of money.
-_MILLION_LETTER = re.compile(r"(\\\$ ?\d[\d,.]*) ?[mM](?![a-zA-Z])|(?<=\d)M(?![a-zA-Z])")
+_MILLION_LETTER = re.compile(r"(?<=\d)M(?![a-zA-Z])")
 _AND_FRACTION = re.compile(r"(?<=\d) and (?=\d+/\d+(?![\w./]))")
-# A unit of one letter glued to the number: "15m" says 15 where the gold answer is a number.
-_GLUED_UNIT = re.compile(r"(\d)([mshgL])")
 # A choice's letter before the text of the choice: "(B) 12", "B. twelve"; unless another letter or a denial follows.
 _CHOICE_WITH_TEXT = re.compile(r"(?:\(([A-J])\)|([A-J])[).:])(?! ?\()(?!.*\b(?:[A-J]|or|not|wrong)\b).+", re.DOTALL)
 _MAX_PREAMBLES = 6
@@ -59,10 +57,8 @@ def _read_or_none(text: str) -> Value | None:
 def _judge_value(answer: str, gold: Value) -> Verdict | None:
     is_number = isinstance(gold, Scalar) and not variables(gold.expression)
     if is_number:
-        answer = _MILLION_LETTER.sub(r"\1 million", _THOUSAND_LETTER.sub(" thousand", answer))
+        answer = _MILLION_LETTER.sub(" million", _THOUSAND_LETTER.sub(" thousand", answer))
         answer = _AND_FRACTION.sub(" ", answer)
-        if answer[-2:-1].isdecimal():
-            answer = answer[:-2] + _GLUED_UNIT.sub(r"\1 \2", answer[-2:])
         if _SPLIT_NUMBER.fullmatch(answer) and len(set(answer.split())) > 1:
             return None
     value = _read_or_none(answer)
@@ -134,5 +130,6 @@ def _judge_words(answer: str, gold: str) -> Verdict:
 
 
 def _plain_words(text: str) -> str:
-    words = " ".join(re.findall(r"[^\W_]+|[^\s\w.,!\"']", text.lower())).replace("does not exist", "dne")
+    words = " ".join(re.findall(r"[^\W_]+|[^\s\w.,!\"']", text.lower()))
+    words = _NO_VALUE.sub("dne", words)
     return _ARTICLE.sub("", words, count=1) if _ARTICLE.match(words) else words

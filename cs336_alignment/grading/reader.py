@@ -64,7 +64,7 @@ _PHRASES = (
     (re.compile(r"(?<=ℝ) ?(?:except|but not|other than)\b(?: for)?"), r" \\setminus "),
     (re.compile(r"\b(?:the )?empty\s+set\b", re.IGNORECASE), "∅"),
     (re.compile(r"(?:there (?:is|are) )?\bno (?:real |such )?solutions?\b(?: exists?)?", re.IGNORECASE), "∅"),
-    (re.compile(r"(?<=\d) and (?:a|one) half\b"), r" \\frac{1}{2}"),
+    (re.compile(r"(?<=\d) and (?:a|one) half\b"), " 1/2"),
     (re.compile(r"(?<=[\d)]) squared\b"), "^2"),
     (re.compile(r"(?<=[\d)]) cubed\b"), "^3"),
     (re.compile(r"(?<=\d) an? (?=[a-z]{3,}$)"), " per "),
