@@ -6,17 +6,8 @@
 The loop is cs336_alignment/training/expert_iteration.py; its fine-tuning is training/sft.py.
 """
 
-from cs336_alignment.training.command_line import problems_from, run_command
-from cs336_alignment.training.expert_iteration import ExpertIterationConfig, train_expert_iteration
-from cs336_alignment.training.session import Session
-
-
-def run(config: ExpertIterationConfig) -> None:
-    problems = problems_from("train-data", config.run.train_data)
-    eval_problems = problems_from("eval-data", config.run.eval_data)
-    with Session(config, config.run, config.optimizer, eval_problems, steps=config.n_ei_steps) as session:
-        train_expert_iteration(config, problems, session)
-
+from cs336_alignment.training.command_line import run_command
+from cs336_alignment.training.expert_iteration import ExpertIterationConfig, run_expert_iteration
 
 if __name__ == "__main__":
-    run_command(ExpertIterationConfig, __doc__, run)
+    run_command(ExpertIterationConfig, __doc__, run_expert_iteration)

@@ -8,24 +8,8 @@ The loop is cs336_alignment/training/grpo.py. With the embedded policy, on a lap
     --model data/policy --train-data data/arithmetic/train.jsonl --eval-data data/arithmetic/dev.jsonl
 """
 
-from cs336_alignment.training.command_line import problems_from, run_command
-from cs336_alignment.training.grpo import GRPOConfig, train_grpo
-from cs336_alignment.training.session import Session
-
-
-def run(config: GRPOConfig) -> None:
-    problems = problems_from("train-data", config.run.train_data)
-    eval_problems = problems_from("eval-data", config.run.eval_data)
-    with Session(
-        config,
-        config.run,
-        config.optimizer,
-        eval_problems,
-        steps=config.n_grpo_steps,
-        keep_reference=config.kl_coef != 0,
-    ) as session:
-        train_grpo(config, problems, session)
-
+from cs336_alignment.training.command_line import run_command
+from cs336_alignment.training.grpo import GRPOConfig, run_grpo
 
 if __name__ == "__main__":
-    run_command(GRPOConfig, __doc__, run)
+    run_command(GRPOConfig, __doc__, run_grpo)

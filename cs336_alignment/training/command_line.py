@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import tyro
@@ -11,8 +10,6 @@ from cs336_alignment import environment
 from cs336_alignment.rollout.proof import StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
 from cs336_alignment.run_folder import OtherRunError
-from cs336_alignment.tasks.gsm8k import load_problems
-from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.learner import NonFiniteLossError
 from cs336_alignment.training.session import UsageError
 
@@ -32,21 +29,6 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
         _fail(error, 2)
     except (StalePolicyError, NonFiniteLossError) as error:
         _fail(error, 1)
-
-
-def problems_from(option: str, path: Path) -> list[Problem]:
-    """The problems of a file.
-
-    Raises:
-        UsageError: it is not there, or holds none; the message says what to do.
-        ValueError: a malformed line.
-    """
-    if not path.exists():
-        raise UsageError(f"--{option}: there is no {path}; for GSM8K run `uv run python scripts/prepare_gsm8k.py`")
-    problems = load_problems(path)
-    if not problems:
-        raise UsageError(f"--{option}: {path} holds no problems")
-    return problems
 
 
 def _fail(error: Exception, status: int) -> None:

@@ -17,7 +17,7 @@ from cs336_alignment.rollout.engine import Sampling, derive_seed
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.rollouts import Rollout
-from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session
+from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from
 from cs336_alignment.training.sft import SFTStepsConfig, sft_steps, step_metrics
 
 
@@ -39,6 +39,14 @@ class ExpertIterationConfig:
     """G: responses to each."""
     min_tokens: int = 4
     """Shortest response: an empty one breaks the fine-tuning."""
+
+
+def run_expert_iteration(config: ExpertIterationConfig) -> None:
+    """The whole command: data, policy, engine, training."""
+    problems = problems_from("train-data", config.run.train_data)
+    eval_problems = problems_from("eval-data", config.run.eval_data)
+    with Session(config, config.run, config.optimizer, eval_problems, steps=config.n_ei_steps) as session:
+        train_expert_iteration(config, problems, session)
 
 
 def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Problem], session: Session) -> None:

@@ -35,7 +35,7 @@ from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.expert_iteration import rollout_metrics
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.rollouts import Rollout
-from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, shuffled
+from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from, shuffled
 from cs336_alignment.training.sft import step_metrics
 
 Aggregation = Literal["sequence_mean", "constant", "token_mean"]
@@ -133,6 +133,21 @@ class TrainBatch:
         return TrainBatch(
             pick(self.rollouts), self.advantages[list(rows)], pick(self.old_log_probs), pick(self.reference_log_probs)
         )
+
+
+def run_grpo(config: GRPOConfig) -> None:
+    """The whole command: data, policy, engine, training."""
+    problems = problems_from("train-data", config.run.train_data)
+    eval_problems = problems_from("eval-data", config.run.eval_data)
+    with Session(
+        config,
+        config.run,
+        config.optimizer,
+        eval_problems,
+        steps=config.n_grpo_steps,
+        keep_reference=config.kl_coef != 0,
+    ) as session:
+        train_grpo(config, problems, session)
 
 
 def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session) -> None:

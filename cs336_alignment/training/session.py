@@ -24,6 +24,7 @@ from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, 
 from cs336_alignment.rollout.proof import Proof, prove_policy
 from cs336_alignment.rollout.selection import EngineName, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
 from cs336_alignment.training.distributed import Ranks, Sharding
@@ -276,6 +277,21 @@ class Session:
             max_batch_size=self.run.engine_batch_size,
             gpu_memory_utilization=self.run.gpu_memory_utilization,
         )
+
+
+def problems_from(option: str, path: Path) -> list[Problem]:
+    """The problems of a file.
+
+    Raises:
+        UsageError: it is not there, or holds none; the message says what to do.
+        ValueError: a malformed line.
+    """
+    if not path.exists():
+        raise UsageError(f"--{option}: there is no {path}; for GSM8K run `uv run python scripts/prepare_gsm8k.py`")
+    problems = load_problems(path)
+    if not problems:
+        raise UsageError(f"--{option}: {path} holds no problems")
+    return problems
 
 
 class QuestionStream:

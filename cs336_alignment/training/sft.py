@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from cs336_alignment.numerics.aggregation import constant_weights
-from cs336_alignment.prompts import fill
-from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult, TokenLossOf, warmup_cosine
 from cs336_alignment.training.packing import TokenExample
-from cs336_alignment.training.session import RunConfig, Session, shuffled
+from cs336_alignment.training.session import RunConfig, Session, problems_from, shuffled
+from cs336_alignment.training.targets import sft_targets
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,25 @@ class SFTConfig:
     """Only traces whose answer is right. Rationales all are, so this is for --data."""
     append_eos: bool = True
     """End each target in EOS, so that the policy learns to stop by itself too."""
+
+
+def run_sft(config: SFTConfig) -> None:
+    """The whole command: data, policy, engine, training."""
+    tokenizer = AutoTokenizer.from_pretrained(config.run.model)
+    examples = sft_targets(
+        tokenizer,
+        config.run.prompt,
+        data=config.data,
+        problems=None if config.data else problems_from("train-data", config.run.train_data),
+        filter_correct=config.filter_correct,
+        unique_examples=config.unique_examples,
+        append_eos=config.append_eos,
+        seed=config.run.seed,
+    )
+    eval_problems = problems_from("eval-data", config.run.eval_data)
+    steps = config.sft.steps(len(examples))
+    with Session(config, config.run, config.optimizer, eval_problems, steps=steps) as session:
+        train_sft(config, examples, session)
 
 
 def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Session) -> None:
@@ -140,34 +159,3 @@ def step_metrics(result: StepResult) -> dict[str, Any]:
         "sequences_run": result.sequences_run,
         "tokens_run": result.tokens_run,
     }
-
-
-def rationale_examples(
-    problems: Sequence[Problem], template: str, tokenizer: Any, append_eos: bool
-) -> list[TokenExample]:
-    """Worked solutions as targets in the r1_zero format, with the spaces that its grader asks for.
-
-    The prompt ends in `<think>`; the target is ` rationale </think> <answer> N </answer>`.
-
-    Raises:
-        ValueError: a problem has no rationale.
-    """
-    pairs = []
-    for problem in problems:
-        if not problem.rationale:
-            raise ValueError(f"no rationale to learn from for the question {problem.question!r:.80}")
-        target = f" {problem.rationale} </think> <answer> {problem.gold} </answer>"
-        pairs.append((fill(template, question=problem.question), target))
-    return token_examples(pairs, tokenizer, append_eos)
-
-
-def token_examples(pairs: Sequence[tuple[str, str]], tokenizer: Any, append_eos: bool) -> list[TokenExample]:
-    """(prompt, response) texts as token ids, tokenised apart as `tokenize_prompt_and_output` does."""
-    end = (tokenizer.eos_token_id,) if append_eos else ()
-    return [
-        TokenExample(
-            tuple(tokenizer(prompt)["input_ids"]),
-            (*tokenizer(response, add_special_tokens=False)["input_ids"], *end),
-        )
-        for prompt, response in pairs
-    ]
