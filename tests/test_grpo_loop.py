@@ -123,7 +123,7 @@ def test_token_losses_against_reference(options, off_policy):
     losses.sum().backward()
     loss, gradient = expected(options, off_policy)
     np.testing.assert_allclose(losses.detach(), loss, rtol=1e-10, atol=1e-15)
-    np.testing.assert_allclose(policy.grad, gradient, rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(grad_of(policy), gradient, rtol=1e-10, atol=1e-15)
 
 
 def test_a_microbatch_is_a_choice_of_rows():

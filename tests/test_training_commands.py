@@ -1,0 +1,214 @@
+"""The training commands as a user runs them: what they write, how they resume, and what they say to bad input."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from cs336_alignment.evaluation import GRADERS
+from cs336_alignment.prompts import load_template
+from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.training.interruption import Interruption
+from cs336_alignment.training.session import UsageError
+from cs336_alignment.training.targets import rationale_pairs, sft_targets
+from tests.common import REPOSITORY
+from tests.test_distributed import launch
+
+POLICY = REPOSITORY / "data" / "policy"
+TINY = (
+    "--model data/policy --train-data data/arithmetic/train.jsonl --eval-data data/arithmetic/dev.jsonl "
+    "--eval-limit 8 --max-tokens 40 --token-budget 512 --engine transformers --wandb disabled"
+)
+GRPO = "--rollout-batch-size 16 --train-batch-size 16 --group-size 4"
+
+
+def run(script, options, **environment):
+    return subprocess.run(
+        [sys.executable, f"scripts/{script}", *options.split()],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_grpo_writes_a_whole_run_folder(tmp_path):
+    folder = tmp_path / "run"
+    finished = run("train_grpo.py", f"{TINY} {GRPO} --n-grpo-steps 2 --eval-every 2 --output {folder}")
+    assert finished.returncode == 0, finished.stderr
+    assert [(row["kind"], row["step"]) for row in rows(folder)] == [
+        ("eval", 0),
+        ("train", 1),
+        ("train", 2),
+        ("eval", 2),
+    ]
+    logged = rows(folder)[1]
+    for name in ("reward", "format_reward", "answer_reward", "loss", "grad_norm", "entropy", "mean_length"):
+        assert name in logged
+    record = json.loads((folder / "run.json").read_text())
+    assert record["config"]["n_grpo_steps"] == 2
+    assert record["sessions"][0]["packages"]["torch"]
+    names = {path.name for path in (folder / "checkpoints" / "step_2").iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "optimizer.pt", "progress.json"} <= names
+    completions = {path.name for path in (folder / "completions").iterdir()}
+    assert completions == {"eval_step_0.jsonl", "eval_step_2.jsonl", "rollouts_step_1.jsonl"}
+
+    again = run("train_grpo.py", f"{TINY} {GRPO} --n-grpo-steps 2 --output {folder}")
+    assert again.returncode == 2
+    assert "--resume auto" in again.stderr
+    other = run("train_grpo.py", f"{TINY} {GRPO} --n-grpo-steps 3 --eval-every 2 --resume auto --output {folder}")
+    assert other.returncode == 2
+    assert "started with another n_grpo_steps" in other.stderr
+    assert len(rows(folder)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["grpo", "expert_iteration", "sft"])
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, algorithm):
+    """Two kills at random moments here; five in CI's own step, fifty in the committed record."""
+    finished = run("check_resume.py", f"--algorithm {algorithm} --kills 2 --output {tmp_path}")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert json.loads((tmp_path / "resume.json").read_text())["differing"] == []
+
+
+@pytest.mark.slow
+def test_a_signal_ends_in_a_checkpoint_and_exit_status_0(tmp_path):
+    command = [sys.executable, "scripts/train_grpo.py", *f"{TINY} {GRPO} --n-grpo-steps 500".split()]
+    process = subprocess.Popen([*command, "--output", str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train 2"):
+            process.send_signal(signal.SIGUSR1)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 0
+    assert "(SIGUSR1)" in rest
+    last = rows(tmp_path)[-1]["step"]
+    assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_grpo_on_two_ranks(tmp_path, sharding):
+    """End to end: rollouts, grading and gradients shared out, and the rewards those of one rank."""
+    options = f"{TINY} {GRPO} --n-grpo-steps 2 --eval-every 2".split()
+    launch(["scripts/train_grpo.py", *options, "--sharding", sharding, "--output", str(tmp_path / "two")])
+    assert run("train_grpo.py", " ".join([*options, "--output", str(tmp_path / "one")])).returncode == 0
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in two]
+    # The first step's rollouts come from the same weights and the same draws.
+    for name in ("reward", "mean_length", "loss", "grad_norm", "entropy"):
+        assert two[1][name] == pytest.approx(one[1][name], rel=1e-4), name
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["ranks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "message"),
+    [
+        ("train_grpo.py", "--train-data nowhere.jsonl", "--train-data: there is no nowhere.jsonl"),
+        ("train_grpo.py", "--rollout-batch-size 255", "multiple of group_size"),
+        ("train_sft.py", "--filter-correct", "--filter-correct needs --data"),
+        ("train_sft.py", "--unique-examples 7000", "there are 6,000 to choose from"),
+        ("train_expert_iteration.py", "--temperature 0", "temperature must be positive"),
+    ],
+)
+def test_bad_options_end_in_one_line(script, options, message):
+    given = TINY.replace("--train-data data/arithmetic/train.jsonl", "") if "--train-data" in options else TINY
+    finished = run(script, f"{given} {options}")
+    assert finished.returncode == 2
+    # tyro puts its errors into a box, and wraps them.
+    said = " ".join(finished.stderr.replace("│", " ").split())
+    assert message in said
+    assert "Traceback" not in said
+
+
+TOKENIZER = AutoTokenizer.from_pretrained(POLICY)
+
+
+def targets(**options):
+    defaults = {"data": None, "problems": None, "filter_correct": False, "unique_examples": None, "append_eos": True}
+    return sft_targets(TOKENIZER, "r1_zero", seed=0, **{**defaults, **options})
+
+
+def test_rationales_become_what_the_grader_wants():
+    problem = Problem("2 pens and 3 pens?", "5", "2 + 3 = 5 pens.")
+    ((prompt, response),) = rationale_pairs([problem], load_template("r1_zero"))
+    assert prompt.endswith("User: 2 pens and 3 pens?\nAssistant: <think>")
+    assert response == " 2 + 3 = 5 pens. </think> <answer> 5 </answer>"
+    assert GRADERS["r1_zero"](response, "5", True).rewards["reward"] == 1.0
+    (example,) = targets(problems=[problem])
+    assert example.response_ids[-1] == TOKENIZER.eos_token_id
+    assert TOKENIZER.decode(example.prompt_ids) == prompt
+    assert TOKENIZER.decode(example.response_ids[:-1]) == response
+    (without,) = targets(problems=[problem], append_eos=False)
+    assert without.response_ids == example.response_ids[:-1]
+
+
+def test_traces_are_filtered_by_their_answers(tmp_path):
+    path = tmp_path / "traces.jsonl"
+    texts = [f" </think> <answer> {number} </answer>" for number in (5, 6, 5)]
+    lines = [{"prompt": "p", "response": text, "ground_truth": "5"} for text in texts]
+    path.write_text("\n".join(json.dumps(line) for line in lines))
+    assert len(targets(data=path)) == 3
+    assert len(targets(data=path, filter_correct=True)) == 2
+    assert len(targets(data=path, filter_correct=True, unique_examples=1)) == 1
+    path.write_text(json.dumps({"prompt": "p", "response": texts[0]}))
+    with pytest.raises(UsageError, match=r"trace 1 of .* has no ground_truth"):
+        targets(data=path, filter_correct=True)
+    path.write_text(json.dumps({"prompt": "p", "response": ""}))
+    with pytest.raises(ValueError, match=r"traces\.jsonl, line 1"):
+        targets(data=path)
+
+
+def test_unique_examples_are_a_seeded_subset():
+    problems = [Problem(f"q{number}", "1", "r") for number in range(20)]
+    chosen = targets(problems=problems, unique_examples=5)
+    assert len(set(chosen)) == 5
+    assert chosen == targets(problems=problems, unique_examples=5)
+    assert set(chosen) <= set(targets(problems=problems))
+
+
+def test_an_interruption_is_noted_and_a_time_limit_kept():
+    interruption = Interruption(Ranks())
+    assert interruption.reason() is None
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert interruption.reason() == "SIGTERM"
+    assert Interruption(Ranks(), time_limit_minutes=0).reason() == "time limit"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_the_resume_check_notices_a_difference(tmp_path):
+    """Of a weight, a counter, or a metric; not of timing."""
+    spec = importlib.util.spec_from_file_location("check_resume", REPOSITORY / "scripts" / "check_resume.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+
+    def digest(loss: float, seconds: float, weights: bytes) -> dict[str, str]:
+        step = tmp_path / "checkpoints" / "step_1"
+        step.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "completions").mkdir(exist_ok=True)
+        (step / "model.safetensors").write_bytes(weights)
+        (step / "progress.json").write_text("{}")
+        module.torch.save({"optimizer": {}, "random_states": []}, step / "optimizer.pt")
+        row = {"kind": "train", "step": 1, "loss": loss, "timing": {"wall_seconds": seconds}}
+        (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+        return module.fingerprint(Path(tmp_path))
+
+    assert digest(0.5, 1.0, b"w") == digest(0.5, 2.0, b"w")
+    assert digest(0.5, 1.0, b"w") != digest(0.6, 1.0, b"w")
+    assert digest(0.5, 1.0, b"w") != digest(0.5, 1.0, b"v")
