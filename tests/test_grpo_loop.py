@@ -23,6 +23,7 @@ from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import QuestionStream, RunConfig, Session, shuffled
+from tests.common import grad_of
 
 LENGTHS = (3, 1, 4, 2)
 GENERATOR = np.random.default_rng(5)
