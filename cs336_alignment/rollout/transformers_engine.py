@@ -23,6 +23,7 @@ from cs336_alignment.numerics.tokenization import padding_id
 from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, weight_sum
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+MAX_BATCH_SIZE = 64
 
 
 @dataclass
@@ -45,7 +46,7 @@ class TransformersEngine:
         model: str | Path,
         *,
         dtype: Dtype = "auto",
-        max_batch_size: int = 64,
+        max_batch_size: int = MAX_BATCH_SIZE,
         progress: bool = False,
     ) -> None:
         """Load a model and its tokenizer onto the GPU, or the CPU where there is none.

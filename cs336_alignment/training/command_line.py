@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import tyro
 
 from cs336_alignment import environment
@@ -11,18 +12,25 @@ from cs336_alignment.rollout.proof import StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
 from cs336_alignment.run_folder import OtherRunError
 from cs336_alignment.training.learner import NonFiniteLossError
+from cs336_alignment.training.memory_check import TrainingConfig, check_memory
 from cs336_alignment.training.session import UsageError
 
 Config = TypeVar("Config")
 
 
 def run_command(config_type: type[Config], description: str | None, run: Callable[[Config], None]) -> None:
-    """Parse the options, check the driver, run; what a user can mend ends in a line on standard error and status 2."""
+    """Parse the options, check driver and memory, run; what a user can mend ends in an error message and status 2."""
     try:
         config = tyro.cli(config_type, description=description, config=(tyro.conf.OmitArgPrefixes,))
         environment.check_cuda_driver()
         environment.use_device_indices()
-        run(config)
+        if not isinstance(config, TrainingConfig):
+            run(config)
+            return
+        if config.run.dry_run or torch.cuda.is_available():
+            check_memory(config)
+        if not config.run.dry_run:
+            run(config)
     except (UsageError, OtherRunError, ValueError, FileNotFoundError, EngineNotInstalledError) as error:
         _fail(error, 2)
     except environment.DriverTooOldError as error:

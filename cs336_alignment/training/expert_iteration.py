@@ -40,6 +40,14 @@ class ExpertIterationConfig:
     min_tokens: int = 4
     """Shortest response: an empty one breaks the fine-tuning."""
 
+    @property
+    def sequences_per_step(self) -> int:
+        return self.sft.batch_size
+
+    @property
+    def keeps_reference(self) -> bool:
+        return False
+
 
 def run_expert_iteration(config: ExpertIterationConfig) -> None:
     """The whole command: data, policy, engine, training."""

@@ -105,6 +105,15 @@ class GRPOConfig:
         return self.rollout_batch_size // self.group_size
 
     @property
+    def sequences_per_step(self) -> int:
+        return self.train_batch_size
+
+    @property
+    def keeps_reference(self) -> bool:
+        """A KL term needs the initial policy."""
+        return self.kl_coef != 0
+
+    @property
     def on_policy(self) -> bool:
         """One optimiser step a rollout batch: the ratio is 1, and the old log-probs are the new ones."""
         return self.epochs_per_rollout_batch == 1 and self.train_batch_size == self.rollout_batch_size
@@ -145,7 +154,7 @@ def run_grpo(config: GRPOConfig) -> None:
         config.optimizer,
         eval_problems,
         steps=config.n_grpo_steps,
-        keep_reference=config.kl_coef != 0,
+        keep_reference=config.keeps_reference,
     ) as session:
         train_grpo(config, problems, session)
 

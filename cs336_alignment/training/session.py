@@ -94,17 +94,26 @@ class RunConfig:
     """wandb's mode. Offline files lie in the run folder."""
     threads: int | None = None
     """Torch's CPU threads; default: torch's own choice."""
+    dry_run: bool = False
+    """Print the predicted memory of each GPU, and end."""
+    gpu_memory_gib: float | None = None
+    """What each GPU has, for the prediction; default: what it reports, and 40 where there is none."""
 
     def __post_init__(self) -> None:
         for name in ("eval_every", "eval_limit", "checkpoint_every", "keep_checkpoints", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.gpu_memory_gib is not None and self.gpu_memory_gib <= 0:
+            raise ValueError(f"gpu_memory_gib must be positive, got {self.gpu_memory_gib}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}: rollouts explore")
 
 
 # What a resumed run may change: where and for how long it runs, not what it computes.
-UNMATCHED = ("output", "resume", "time_limit_minutes", "wandb", "keep_checkpoints", "threads", "gpu_memory_utilization")
+UNMATCHED = (
+    *("output", "resume", "time_limit_minutes", "wandb", "keep_checkpoints", "threads", "gpu_memory_utilization"),
+    *("dry_run", "gpu_memory_gib"),
+)
 
 
 class Session:

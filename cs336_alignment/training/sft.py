@@ -68,6 +68,14 @@ class SFTConfig:
     append_eos: bool = True
     """End each target in EOS, so that the policy learns to stop by itself too."""
 
+    @property
+    def sequences_per_step(self) -> int:
+        return self.sft.batch_size
+
+    @property
+    def keeps_reference(self) -> bool:
+        return False
+
 
 def run_sft(config: SFTConfig) -> None:
     """The whole command: data, policy, engine, training."""
@@ -99,12 +107,14 @@ def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Sess
     if session.progress.step == 0:
         session.sync_engine(session.eval_problems)
         session.evaluate(0)
+    session.engine.sleep()
     began = monotonic()
     for step, result in sft_steps(session.learner, examples, config.sft, config.run.seed, session.progress.step):
         session.record.log("train", step, step_metrics(result), {"step_seconds": monotonic() - began})
         if session.evaluation_due(step):
             session.sync_engine(session.eval_problems)
             session.evaluate(step)
+            session.engine.sleep()
         if session.end_step(step):
             return
         began = monotonic()

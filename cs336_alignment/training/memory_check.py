@@ -1,0 +1,111 @@
+"""Will a training command fit into the GPUs' memory? Asked of the options and the model's config, before loading.
+
+
+The arithmetic is memory.py's; this file brings the options to it.
+"""
+
+import os
+from typing import Protocol, runtime_checkable
+
+import torch
+from transformers import AutoConfig
+
+from cs336_alignment.rollout.transformers_engine import MAX_BATCH_SIZE
+from cs336_alignment.training.learner import OptimizerConfig
+from cs336_alignment.training.memory import (
+    GIB,
+    MemoryPrediction,
+    ModelShape,
+    engine_bytes,
+    memory_advice,
+    memory_table,
+    predict_memory,
+)
+from cs336_alignment.training.session import RunConfig, UsageError
+
+ASSUMED_GPU_GIB = 40.0
+PROMPT_TOKENS = 256
+"""What a prompt is taken to have before the data are read: the r1_zero preamble and a question."""
+
+
+@runtime_checkable
+class TrainingConfig(Protocol):
+    """What every algorithm's options have."""
+
+    @property
+    def run(self) -> RunConfig: ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+
+    @property
+    def sequences_per_step(self) -> int:
+        """Examples of an optimiser step."""
+        ...
+
+    @property
+    def keeps_reference(self) -> bool:
+        """Whether a copy of the initial policy stays in memory."""
+        ...
+
+
+def check_memory(config: TrainingConfig) -> None:
+    """Print the predicted memory of each GPU, from the model's config alone.
+
+    Raises:
+        UsageError: the run would not fit; the message names the option to change.
+    """
+    prediction = predict_run(config)
+    if os.environ.get("RANK", "0") == "0":
+        if not torch.cuda.is_available():
+            print(f"there is no GPU here: planned for one of {prediction.gpu / GIB:g} GiB (--gpu-memory-gib)")
+        print(memory_table(prediction), flush=True)
+    advice = memory_advice(prediction, _longest_sequence(config), config.run.activation_checkpointing)
+    if advice:
+        raise UsageError(f"the run would not fit into the GPU's memory: {advice}")
+
+
+def predict_run(config: TrainingConfig) -> MemoryPrediction:
+    """The memory of a run on GPUs, with as many ranks as the launcher started. The microbatch is the longest there can
+    be: prompts that share a row are not counted as shared."""
+    run, optimizer = config.run, config.optimizer
+    shape = ModelShape.from_config(AutoConfig.from_pretrained(run.model))
+    gpu = _gpu_bytes(run)
+    element = 4 if run.dtype == "float32" else 2
+    longest = _longest_sequence(config)
+    if optimizer.token_budget is None:
+        row_tokens = -(-config.sequences_per_step // optimizer.gradient_accumulation_steps) * longest
+    else:
+        row_tokens = max(optimizer.token_budget, longest)
+    if run.engine == "transformers":
+        engine = engine_bytes(shape, run.engine_batch_size or MAX_BATCH_SIZE, longest, element)
+        engine_needs = engine_bytes(shape, 1, longest, element)
+    else:
+        engine = int(run.gpu_memory_utilization * gpu)
+        engine_needs = engine_bytes(shape, 1, shape.max_positions, element)
+    return predict_memory(
+        shape,
+        gpu=gpu,
+        row_tokens=row_tokens,
+        longest=longest,
+        compute_bytes=element,
+        checkpointing=run.activation_checkpointing,
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+        sharded=run.sharding == "fsdp2",
+        keep_reference=config.keeps_reference,
+        engine=engine,
+        engine_needs=engine_needs,
+    )
+
+
+def _longest_sequence(config: TrainingConfig) -> int:
+    return PROMPT_TOKENS + config.run.max_tokens
+
+
+def _gpu_bytes(run: RunConfig) -> int:
+    """Of the smallest GPU, where several are visible."""
+    if run.gpu_memory_gib is not None:
+        return int(run.gpu_memory_gib * GIB)
+    if not torch.cuda.is_available():
+        return int(ASSUMED_GPU_GIB * GIB)
+    return min(torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count()))
