@@ -111,7 +111,7 @@ def algorithms(config: Config) -> dict[str, Callable[[], None]]:
         n_ei_steps=config.n_ei_steps,
     )
     grpo = GRPOConfig(
-        run("grpo", eval_every=10, checkpoint_every=100), optimizer(5e-4), n_grpo_steps=config.n_grpo_steps
+        run("grpo", eval_every=10, checkpoint_every=100), optimizer(2.5e-4), n_grpo_steps=config.n_grpo_steps
     )
     return {
         "sft": lambda: run_sft(sft),

@@ -28,6 +28,7 @@ from cs336_alignment.training.memory import (
     predict_memory,
     saved_activation_bytes,
 )
+from cs336_alignment.training.memory_check import check_memory, predict_run
 from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import Layout, TokenExample, pack
 from cs336_alignment.training.policy import Policy
@@ -298,18 +299,18 @@ def test_a_dry_run_prints_the_table_and_does_not_train(monkeypatch, capsys):
 
 def test_a_run_that_does_not_fit_is_refused_after_the_table(capsys):
     with pytest.raises(UsageError, match="--gpu-memory-utilization"):
-        command_line.check_memory(grpo(gpu_memory_utilization=0.98))
+        check_memory(grpo(gpu_memory_utilization=0.98))
     assert "rollout engine" in capsys.readouterr().out
 
 
 def test_the_microbatch_of_the_options(monkeypatch):
     # The handout's: 256 rollouts in 128 microbatches; each has a prompt of 256 and a response of 1,024 tokens at most.
     handout = GRPOConfig(run=RunConfig(model=str(TINY_QWEN2)))
-    assert command_line.predict_run(handout).row_tokens == 2 * (256 + 1024)
-    assert command_line.predict_run(handout).gpu == 40 * GIB
-    assert command_line.predict_run(grpo()).row_tokens == 4096
-    assert command_line.predict_run(grpo(max_tokens=5000)).row_tokens == 5256
-    assert command_line.predict_run(replace(handout, kl_coef=0.1)).reference == 4 * 92864
+    assert predict_run(handout).row_tokens == 2 * (256 + 1024)
+    assert predict_run(handout).gpu == 40 * GIB
+    assert predict_run(grpo()).row_tokens == 4096
+    assert predict_run(grpo(max_tokens=5000)).row_tokens == 5256
+    assert predict_run(replace(handout, kl_coef=0.1)).reference == 4 * 92864
     monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert command_line.predict_run(handout).weights == 92864
+    sharded = replace(handout, run=replace(handout.run, sharding="fsdp2"))
+    assert predict_run(sharded).weights == 92864
