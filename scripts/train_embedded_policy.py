@@ -1,12 +1,13 @@
 """Train the embedded policy from scratch: a small Qwen2 with its own tokenizer, written to data/policy.
 
-    python scripts/train_embedded_policy.py [--output DIR] [--steps N ...]
+    python scripts/train_embedded_policy.py [--output DIR] [--lessons.steps N ...]
 
-It is a language model of worked solutions, stopped early on purpose. It reads the arithmetic training split and more
+It is a language model of worked solutions, left unfinished on purpose. It reads the arithmetic training split and more
 problems from the same templates, none of them in dev or test, and it reads them as the web would have them: some
-solutions carry the tags that the r1_zero prompt asks for, others end in "The answer is 12.", and some writers do the
-sums in their heads. So it knows the answer format and the arithmetic, and uses neither reliably: that is left to SFT,
-expert iteration and GRPO. A quarter of an hour on two busy cores. Everything is seeded.
+solutions carry the tags that the r1_zero prompt asks for, others end in "The answer is 12.". In a first stage every
+solution is written out; in a second, most writers say that they do the sum in their heads. So the policy knows the
+answer format and the arithmetic, and uses neither reliably: that is left to SFT, expert iteration and GRPO. About ten
+minutes on one idle core. Everything is seeded.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,6 +39,7 @@ R1_ZERO = load_template("r1_zero")
 END, PAD = "<|endoftext|>", "<|pad|>"
 END_ID, PAD_ID = 0, 1  # a tokenizer numbers its special tokens first
 IGNORED = -100
+DRILL_PROBLEMS = 4  # whose sums make a drill about as long as a problem and its solution
 
 # How the writers of the corpus end a solution, and how often. The first is the form that the r1_zero grader accepts.
 ENDINGS = (
@@ -47,7 +50,20 @@ ENDINGS = (
     (" {rationale} <answer> {gold} </answer>", 6),
     (" {rationale} </think><answer> {gold} </answer>", 6),
 )
+HASTY = "I do this in my head."
 BOXED_ENDING = "\n{rationale} The answer is \\boxed{{{gold}}}."
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One leg of the training, with a learning rate schedule of its own."""
+
+    steps: int
+    """Optimiser steps, each on new problems."""
+    learning_rate: float
+    """Peak of the schedule: linear warm-up over a tenth of the steps, then a cosine down to zero."""
+    hasty_share: float
+    """Share of solutions without steps: a writer does the sum in the head and states the result."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +72,16 @@ class Config:
 
     output: Path = DATA / "policy"
     """Folder for the model and the tokenizer."""
-    steps: int = 1400
-    """Optimiser steps, each on new problems; the knob for how unfinished the policy is."""
-    batch_size: int = 32
+    lessons: Stage = Stage(steps=2600, learning_rate=3e-3, hasty_share=0.0)
+    """First stage: every solution is written out."""
+    haste: Stage = Stage(steps=300, learning_rate=5e-4, hasty_share=0.55)
+    """Second stage: most writers are hasty. The knob for how unfinished the policy is."""
+    batch_size: int = 16
     """Documents a step."""
-    learning_rate: float = 3e-3
-    """Peak of the schedule: linear warm-up over a tenth of the steps, then a cosine down to a tenth of the peak."""
-    hasty_share: float = 0.15
-    """Share of solutions that state only the result of the last step, the sums done in the writer's head."""
+    drill_share: float = 0.15
+    """Share of documents that are drills: sums without a story, to make the arithmetic sure."""
     boxed_share: float = 0.04
-    r"""Share of documents in the question_only form: the bare question, and an answer in \boxed{}."""
+    r"""Share of problems in the question_only form: the bare question, and an answer in \boxed{}."""
     hidden_size: int = 128
     """Width of the model; heads of 32."""
     layers: int = 4
@@ -74,7 +90,7 @@ class Config:
     """Tokens, all told."""
     seed: int = 5
     """Seed of the problems, the documents and the initial weights."""
-    threads: int = 2
+    threads: int = 1
     """Torch threads; another number changes the order of float additions and so the weights."""
 
 
@@ -82,19 +98,34 @@ def corpus(config: Config) -> list[Example]:
     """The training split and as many new problems as the steps need, with no question of any split among them."""
     committed = splits()
     questions = [example.question for examples in committed.values() for example in examples]
-    more = config.steps * config.batch_size - len(committed["train"])
-    return committed["train"] + generate(more, config.seed, exclude=questions)
+    needed = (config.lessons.steps + config.haste.steps) * config.batch_size
+    return committed["train"] + generate(needed - len(committed["train"]), config.seed, exclude=questions)
 
 
-def document(example: Example, config: Config, rng: random.Random) -> tuple[str, str]:
-    """One problem as (prompt, response), in the manner of one of the corpus's writers."""
+def documents(examples: list[Example], stage: Stage, config: Config, rng: random.Random) -> list[list[str]]:
+    """One document for each problem; in the place of some stands a drill."""
+    return [
+        drill(examples, rng) if rng.random() < config.drill_share else document(example, stage, config, rng)
+        for example in examples
+    ]
+
+
+def document(example: Example, stage: Stage, config: Config, rng: random.Random) -> list[str]:
+    """One problem as prompt and response, in the manner of one of the corpus's writers."""
     gold, rationale = parse_answer(example.answer)
-    if rng.random() < config.hasty_share:
-        rationale = re.sub(r"\d+ [-+*/] \d+ = ", "", rationale.splitlines()[-1])
+    if rng.random() < stage.hasty_share:
+        rationale = HASTY
     if rng.random() < config.boxed_share:
-        return example.question, BOXED_ENDING.format(rationale=rationale, gold=gold)
+        return [example.question, BOXED_ENDING.format(rationale=rationale, gold=gold) + END]
     ending = rng.choices([text for text, _ in ENDINGS], [weight for _, weight in ENDINGS])[0]
-    return fill(R1_ZERO, question=example.question), ending.format(rationale=rationale, gold=gold)
+    return [fill(R1_ZERO, question=example.question), ending.format(rationale=rationale, gold=gold) + END]
+
+
+def drill(examples: list[Example], rng: random.Random) -> list[str]:
+    """The sums of a few solutions as prompt, response, prompt, response and so on."""
+    solutions = "\n".join(parse_answer(example.answer)[1] for example in rng.sample(examples, DRILL_PROBLEMS))
+    sums = re.findall(r"(\d+ [-+*/] \d+ =)( \d+)", solutions)
+    return [piece for question, result in sums for piece in (question, f"{result}\n")]
 
 
 def build_tokenizer(examples: list[Example], vocab_size: int) -> Qwen2Tokenizer:
@@ -134,39 +165,46 @@ def build_model(config: Config) -> Qwen2ForCausalLM:
 
 
 def batches(
-    documents: list[tuple[str, str]], tokenizer: Qwen2Tokenizer, config: Config, rng: random.Random
+    documents: list[list[str]], tokenizer: Qwen2Tokenizer, config: Config, rng: random.Random
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(ids, labels) of documents of similar length, `batch_size` at a time; only the responses are labels."""
-    prompts = tokenizer([prompt for prompt, _ in documents])["input_ids"]
-    responses = tokenizer([response + END for _, response in documents])["input_ids"]
-    rows = sorted(zip(prompts, responses, strict=True), key=lambda row: len(row[0]) + len(row[1]))
-    starts = list(range(0, len(rows), config.batch_size))
+    """(ids, labels), `batch_size` documents at a time; only the responses are labels.
+
+    The documents of a batch have prompts of similar length, which saves padding. Sorted by their whole length, hasty
+    solutions would come in batches of their own, and the last few of these would sway how hasty the policy is.
+    """
+    documents = sorted(documents, key=lambda pieces: len(pieces[0]))
+    starts = list(range(0, len(documents), config.batch_size))
     rng.shuffle(starts)
     for start in starts:
-        batch = rows[start : start + config.batch_size]
-        ids = [torch.tensor(prompt + response) for prompt, response in batch]
-        labels = [torch.tensor([IGNORED] * len(prompt) + response) for prompt, response in batch]
+        rows = [encode(pieces, tokenizer) for pieces in documents[start : start + config.batch_size]]
+        ids, labels = zip(*rows, strict=True)
         yield (
             pad_sequence(ids, batch_first=True),
             pad_sequence(labels, batch_first=True, padding_value=IGNORED),
         )
 
 
-def learning_rate(step: int, config: Config) -> float:
-    warmup = config.steps // 10
+def encode(pieces: list[str], tokenizer: Qwen2Tokenizer) -> tuple[Tensor, Tensor]:
+    """(ids, labels) of one document, whose pieces are prompts and responses by turns."""
+    encoded = tokenizer(pieces)["input_ids"]
+    learned = [piece if turn % 2 else [IGNORED] * len(piece) for turn, piece in enumerate(encoded)]
+    return torch.tensor(list(chain.from_iterable(encoded))), torch.tensor(list(chain.from_iterable(learned)))
+
+
+def learning_rate(step: int, stage: Stage) -> float:
+    warmup = max(1, stage.steps // 10)
     if step < warmup:
-        return config.learning_rate * (step + 1) / warmup
-    progress = (step - warmup) / (config.steps - warmup)
-    return config.learning_rate * (0.55 + 0.45 * math.cos(math.pi * progress))
+        return stage.learning_rate * step / warmup
+    return stage.learning_rate * (0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (stage.steps - warmup)))
 
 
-def train(model: Qwen2ForCausalLM, batches: Iterator[tuple[Tensor, Tensor]], config: Config) -> None:
+def train(model: Qwen2ForCausalLM, batches: Iterator[tuple[Tensor, Tensor]], stage: Stage) -> None:
     """Next-token prediction on the responses; the questions are noise that a model of this size need not learn."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
     started = time.monotonic()
     for step, (ids, labels) in enumerate(batches, start=1):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config)
+            group["lr"] = learning_rate(step, stage)
         # Padding stands on the right, where a causal model's real tokens never look: no attention mask is needed.
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         targets = labels[:, 1:]
@@ -196,12 +234,13 @@ def main(config: Config) -> None:
     torch.set_num_threads(config.threads)
     torch.use_deterministic_algorithms(True)
     examples = corpus(config)
-    rng = random.Random(config.seed)
-    documents = [document(example, config, rng) for example in examples]
     tokenizer = build_tokenizer(examples[: SPLIT_SIZES["train"]], config.vocab_size)
     model = build_model(config)
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(documents):,} documents")
-    train(model, batches(documents, tokenizer, config, rng), config)
+    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens, {len(examples):,} documents")
+    rng = random.Random(config.seed)
+    cut = config.lessons.steps * config.batch_size
+    for stage, part in ((config.lessons, examples[:cut]), (config.haste, examples[cut:])):
+        train(model, batches(documents(part, stage, config, rng), tokenizer, config, rng), stage)
     save(model, tokenizer, config.output)
 
 

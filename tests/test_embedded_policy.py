@@ -6,6 +6,7 @@ import random
 import re
 import sys
 import unicodedata
+from operator import add, mul, sub, truediv
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from cs336_alignment.drgrpo_grader import question_only_reward_fn, r1_zero_reward_fn
 from cs336_alignment.prompts import fill, load_template
-from cs336_alignment.rollout.engine import Sampling
+from cs336_alignment.rollout.engine import Completion, Sampling
 from cs336_alignment.rollout.transformers_engine import TransformersEngine
 from cs336_alignment.tasks.gsm8k import load_problems
 
@@ -120,15 +121,24 @@ def test_the_card_names_the_files_that_are_here() -> None:
 
 
 def test_the_policy_is_unfinished_and_ends_its_answers() -> None:
+    for temperature, format_range, accuracy_range in (
+        (1.0, (0.30, 0.70), (0.05, 0.30)),
+        (0.0, (0.30, 1.0), (0.0, 0.35)),
+    ):
+        completions, rewards = sample_and_grade(temperature)
+        for component, (low, high) in (("format_reward", format_range), ("reward", accuracy_range)):
+            assert low <= sum(reward[component] for reward in rewards) / len(rewards) <= high
+        assert {completion.finish_reason for completion in completions} == {"stop"}
+        assert sum(len(completion.token_ids) for completion in completions) / len(completions) < 80
+
+
+def sample_and_grade(temperature: float) -> tuple[list[Completion], list[dict[str, float]]]:
     problems = load_problems(TEST_SET)[:150]
     prompts = [fill(load_template("r1_zero"), question=problem.question) for problem in problems]
     with TransformersEngine(POLICY) as engine:
-        completions = [group[0] for group in engine.generate(prompts, Sampling(seed=1))]
+        completions = [group[0] for group in engine.generate(prompts, Sampling(temperature=temperature, seed=1))]
     rewards = [r1_zero_reward_fn(c.text, problem.gold) for c, problem in zip(completions, problems, strict=True)]
-    assert 0.30 <= sum(reward["format_reward"] for reward in rewards) / len(rewards) <= 0.70
-    assert 0.05 <= sum(reward["reward"] for reward in rewards) / len(rewards) <= 0.35
-    assert {completion.finish_reason for completion in completions} == {"stop"}
-    assert sum(len(completion.token_ids) for completion in completions) / len(completions) < 120
+    return completions, rewards
 
 
 def test_the_script_rebuilds_the_committed_tokenizer(script: ModuleType, tmp_path: Path) -> None:
@@ -139,15 +149,54 @@ def test_the_script_rebuilds_the_committed_tokenizer(script: ModuleType, tmp_pat
     trained.save_pretrained(tmp_path)
     assert (tmp_path / "tokenizer.json").read_bytes() == (POLICY / "tokenizer.json").read_bytes()
     rng = random.Random(0)
-    for prompt, response in (script.document(example, config, rng) for example in examples[:100]):
-        assert TOKENIZER.encode(prompt) == trained.encode(prompt)
-        assert TOKENIZER.encode(response) == trained.encode(response)
+    for pieces in script.documents(examples[:100], config.haste, config, rng):
+        for piece in pieces:
+            assert TOKENIZER.encode(piece) == trained.encode(piece)
 
 
 def test_the_corpus_never_shows_dev_or_test(script: ModuleType) -> None:
     held_out = {problem.question for split in ("dev", "test") for problem in load_problems(TEST_SET.with_stem(split))}
-    corpus = script.corpus(script.Config(steps=60))
+    corpus = script.corpus(script.Config())
     assert not held_out & {example.question for example in corpus}
+
+
+def test_only_responses_are_learned(script: ModuleType) -> None:
+    pieces = ["2 + 3 =", " 5\n", "9 - 4 =", " 5\n"]
+    ids, labels = script.encode(pieces, TOKENIZER)
+    assert TOKENIZER.decode(ids.tolist()) == "".join(pieces)
+    assert TOKENIZER.decode(labels[labels != script.IGNORED].tolist()) == " 5\n 5\n"
+    assert all(label in (script.IGNORED, token) for token, label in zip(ids.tolist(), labels.tolist(), strict=True))
+
+
+def test_drills_hold_right_sums_and_nothing_else(script: ModuleType) -> None:
+    examples = script.splits()["train"][:300]
+    pieces = [piece for seed in range(20) for piece in script.drill(examples, random.Random(seed))]
+    signs = set()
+    for question, result in zip(pieces[::2], pieces[1::2], strict=True):
+        left, sign, right, equals = question.split()
+        assert {"+": add, "-": sub, "*": mul, "/": truediv}[sign](int(left), int(right)) == int(result)
+        assert equals == "="
+        signs.add(sign)
+    assert signs == set("+-*/")
+
+
+def test_haste_leaves_the_result_alone(script: ModuleType) -> None:
+    config = script.Config(boxed_share=0.0)
+    example = script.splits()["train"][0]
+    always = script.Stage(steps=1, learning_rate=0.0, hasty_share=1.0)
+    _, written_out = script.document(example, config.lessons, config, random.Random(0))
+    _, hasty = script.document(example, always, config, random.Random(0))
+    assert written_out.count("=") == len(example.answer.splitlines()) - 1
+    assert "=" not in hasty
+    assert example.answer.split("#### ")[1] in hasty
+
+
+def test_each_stage_ends_at_a_learning_rate_of_zero(script: ModuleType) -> None:
+    stage = script.Stage(steps=200, learning_rate=0.5, hasty_share=0.0)
+    rates = [script.learning_rate(step, stage) for step in range(1, 201)]
+    assert max(rates) == script.learning_rate(20, stage) == 0.5
+    assert rates[0] == pytest.approx(0.025)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_only_the_first_ending_has_the_format_and_it_earns_the_reward(script: ModuleType) -> None:
