@@ -177,10 +177,9 @@ def batches(
     rng.shuffle(starts)
     for start in starts:
         rows = [encode(pieces, tokenizer) for pieces in documents[start : start + config.batch_size]]
-        ids, labels = zip(*rows, strict=True)
         yield (
-            pad_sequence(ids, batch_first=True),
-            pad_sequence(labels, batch_first=True, padding_value=IGNORED),
+            pad_sequence([ids for ids, _ in rows], batch_first=True),
+            pad_sequence([labels for _, labels in rows], batch_first=True, padding_value=IGNORED),
         )
 
 
