@@ -4,13 +4,16 @@ Four floors; imports only point down (tests/test_architecture.py holds them to i
 floor:
 
 1.  numerics/       the handout's equations, tensors in, tensors out:
-                    tokenization, log_probs, masking, advantages, policy_gradient, preference
+                    tokenization, log_probs, masking, aggregation, advantages, policy_gradient, preference
     grading/        text in, verdict out; drgrpo_grader.py holds the handout's two reward functions
-    tasks/          data sets in, records out: gsm8k, arithmetic (the embedded set), mmlu, sft_examples
+    tasks/          data sets in, records out: gsm8k, arithmetic (the embedded set), mmlu, sft_examples, traces
     prompts/        the templates
     environment.py  the machine; run_folder.py: the files a run leaves
-2.  rollout/        policy to text: engine (the protocol), transformers_engine, vllm_engine, selection
+2.  rollout/        policy to text: engine (the protocol), transformers_engine, vllm_engine, selection, proof
     evaluation.py   problems through an engine and the grader, to figures; evaluation_report.py: the page
-3.  training/       the steps of SFT and GRPO (microbatch), the DPO loss
+3.  training/       the algorithms: sft, expert_iteration, grpo, the DPO loss; under them
+                    policy, packing, batching, microbatch, learner   from examples to an optimiser step
+                    session, rollouts, checkpoint, run_record, interruption, distributed   around the loops
+                    memory, memory_check, alarms, curves             before, during and after a run
 4.  math_baseline.py, and scripts/ in the repository: one verb a file
 """
