@@ -283,6 +283,7 @@ def test_table(shape):
     assert lines[1].split() == ["forward", "backward", "rollouts"]
     assert lines[2].split() == ["weights,", "float32", "5.75", "5.75", "5.75"]
     assert "initial policy" not in table
+    assert lines[5].split() == ["gradients,", "float32", "5.75", "5.75", "-"]
     assert len({len(line) for line in lines[1:-1]}) == 1
 
 

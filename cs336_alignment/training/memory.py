@@ -377,13 +377,18 @@ def memory_table(prediction: MemoryPrediction) -> str:
     lines = [f"predicted memory of each GPU, in GiB, of {prediction.gpu / GIB:.2f}"]
     lines.append(" " * width + "".join(f"{phase:>12}" for phase in phases))
     for name, values in rows:
-        cells = (f"{value / GIB:.2f}" if value else "-" for value in values)
-        lines.append(f"{name:<{width}}" + "".join(f"{cell:>12}" for cell in cells))
+        lines.append(f"{name:<{width}}" + "".join(f"{_in_gib(value):>12}" for value in values))
     lines.append(
         f"for a microbatch of {prediction.row_tokens:,} tokens; the largest --token-budget that fits: "
         f"{prediction.largest_token_budget:,}"
     )
     return "\n".join(lines)
+
+
+def _in_gib(value: int) -> str:
+    if value == 0:
+        return "-"
+    return "<0.01" if value < 0.01 * GIB else f"{value / GIB:.2f}"
 
 
 def memory_advice(prediction: MemoryPrediction, shortest_row: int, checkpointing: bool) -> str | None:
