@@ -52,13 +52,13 @@ class RunRecord:
 
         Args:
             folder: the run folder.
-            config: a dataclass.
+            config: a dataclass; its field `run` may be one too, a `RunConfig`.
             ranks: this process among its peers.
             steps: how many the run will take, for the progress bar.
             start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
             wandb_mode: offline keeps wandb's files in the run folder, to be synced by hand.
             wandb_id: of the wandb run to go on with.
-            unmatched: fields of the config in which a resumed run may differ from its beginning.
+            unmatched: fields of the config, or of its `run`, in which a resumed run may differ from its beginning.
 
         Raises:
             OtherRunError: the folder's run was started with another config.
@@ -73,8 +73,9 @@ class RunRecord:
         if not self._main:
             return
         settings = asdict(config)  # type: ignore[call-overload]
-        for name in unmatched:
-            settings.pop(name, None)
+        for part in (settings, settings.get("run", {})):
+            for name in unmatched:
+                part.pop(name, None)
         session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step}
         record_session(folder, settings, {}, session, must_match="config")
         done = -1 if start_step is None else start_step
