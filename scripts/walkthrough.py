@@ -14,7 +14,6 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from cs336_alignment.training.curves import ACCURACY, COLOURS, line, read_curves
 from matplotlib.figure import Figure
 from rich.console import Console
 
@@ -22,6 +21,7 @@ from cs336_alignment import math_baseline
 from cs336_alignment.evaluation import EXAMPLES
 from cs336_alignment.run_folder import read_complete_json_lines, read_json, write_atomically, write_json
 from cs336_alignment.training.command_line import run_command
+from cs336_alignment.training.curves import ACCURACY, COLOURS, line, read_curves
 from cs336_alignment.training.expert_iteration import ExpertIterationConfig, run_expert_iteration
 from cs336_alignment.training.grpo import GRPOConfig, run_grpo
 from cs336_alignment.training.learner import OptimizerConfig
@@ -32,6 +32,10 @@ from cs336_alignment.training.sft import SFTConfig, SFTStepsConfig, run_sft
 DATA = math_baseline.data_folder()
 TEMPERATURES = {"t1": 1.0, "greedy": 0.0}
 NAMES = {"sft": "SFT", "expert_iteration": "expert iteration", "grpo": "GRPO"}
+
+
+class TooLittleGainError(RuntimeError):
+    """An algorithm taught the policy less than --required-gain."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Config:
     """GRPO steps, of 256 rollouts."""
     wandb: WandbMode = "disabled"
     """wandb's mode."""
+    required_gain: float = 0.0
+    """Points of accuracy at temperature 1.0 that each algorithm has to gain on the test split: an error below."""
 
 
 def main(config: Config) -> None:
@@ -75,6 +81,10 @@ def main(config: Config) -> None:
     draw(config, results["baseline"]["t1"]).savefig(config.output / "curves.png", dpi=150)
     write_atomically(config.output / "report.md", report(config, results))
     print(f"report: {config.output / 'report.md'}")
+    for name in commands:
+        gain = 100 * (results[name]["t1"]["accuracy"] - results["baseline"]["t1"]["accuracy"])
+        if gain < config.required_gain:
+            raise TooLittleGainError(f"{NAMES[name]} gained {gain:.1f} points, {config.required_gain:g} were required")
 
 
 def algorithms(config: Config) -> dict[str, Callable[[], None]]:

@@ -77,8 +77,8 @@ def test_grpo_writes_a_whole_run_folder(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "expert_iteration", "sft"])
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, algorithm):
-    """Two kills at random moments here; five in CI's own step, fifty in the committed record."""
-    finished = run("check_resume.py", f"--algorithm {algorithm} --kills 2 --output {tmp_path}")
+    """One kill at a random moment of each; CI has a step of its own with more."""
+    finished = run("check_resume.py", f"--algorithm {algorithm} --kills 1 --output {tmp_path}")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert json.loads((tmp_path / "resume.json").read_text())["differing"] == []
 
