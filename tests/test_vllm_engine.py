@@ -6,8 +6,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from cs336_alignment.rollout.engine import Sampling
+from cs336_alignment.rollout.proof import StalePolicyError
 from tests import references
 from tests.common import TINY_QWEN2
 
@@ -91,14 +93,70 @@ def test_an_overlong_prompt_is_named(engine):
         engine.generate(["A", "word " * 600], SHORT)
 
 
+def prove(engine, policy, version):
+    """The proof with a trainer whose log-probs are plain ones of this model."""
+    from cs336_alignment.rollout.proof import prove_policy
+
+    tokenizer = AutoTokenizer.from_pretrained(TINY_QWEN2)
+
+    def score(prompts, completions):
+        scores = []
+        for prompt, completion in zip(prompts, completions, strict=True):
+            prompt_ids = tokenizer(prompt)["input_ids"]
+            ids = torch.tensor([[*prompt_ids, *completion.token_ids]])
+            with torch.no_grad():
+                logits = policy(ids).logits[0, len(prompt_ids) - 1 : -1, : len(tokenizer)]
+            scores.append(logits.log_softmax(-1).gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0])
+        return scores
+
+    return prove_policy(engine, policy.state_dict().items(), version, PROMPTS, score, seed=2)
+
+
+def moved_from(model, seed):
+    torch.manual_seed(seed)
+    moved = type(model)(model.config).eval()
+    moved.load_state_dict({name: t + 0.05 * torch.randn_like(t) for name, t in model.state_dict().items()})
+    moved.tie_weights()
+    return moved
+
+
+def test_the_proof_after_load_policy(engine, model):
+    moved = moved_from(model, seed=1)
+    engine.load_policy(moved.state_dict().items(), version=7)
+    assert engine.held_weights()
+    assert prove(engine, moved, 7).proof_largest_difference < 2e-4
+    with pytest.raises(StalePolicyError, match="version 7, not 8"):
+        prove(engine, moved, 8)
+    engine._policy_version = 8  # a sync that only says it was made
+    with pytest.raises(StalePolicyError, match="sums to"):
+        prove(engine, model, 8)
+
+
+def test_a_tied_head_left_out_fails_the_proof(engine, model):
+    """named_parameters() drops it, and vLLM's CPU build keeps a packed copy of the old one."""
+    engine.load_policy(model.state_dict().items(), version=1)
+    moved = moved_from(model, seed=2)
+    engine.load_policy(moved.named_parameters(), version=2)
+    with pytest.raises(StalePolicyError, match="log-probs differ"):
+        prove(engine, moved, 2)
+
+
+def test_a_prefix_cache_that_is_not_reset_fails_the_proof(engine, model, monkeypatch):
+    """The long prompt's blocks were computed from the old weights."""
+    engine.load_policy(model.state_dict().items(), version=1)
+    engine.generate(PROMPTS, SHORT)
+    moved = moved_from(model, seed=3)
+    monkeypatch.setattr(engine._llm, "reset_prefix_cache", lambda: True)
+    engine.load_policy(moved.state_dict().items(), version=2)
+    with pytest.raises(StalePolicyError, match="log-probs differ"):
+        prove(engine, moved, 2)
+
+
 def test_load_policy_replaces_the_weights_and_drops_the_prefix_cache(engine, model, tokenizer):
     # The long prompt fills several cache blocks: stale keys would show in its log-probs.
     assert len(tokenizer(LONG_PROMPT)["input_ids"]) > 128
     engine.generate(PROMPTS, SHORT)
-    moved = type(model)(model.config).eval()
-    torch.manual_seed(0)
-    moved.load_state_dict({name: t + 0.05 * torch.randn_like(t) for name, t in model.state_dict().items()})
-    moved.tie_weights()
+    moved = moved_from(model, seed=0)
     engine.load_policy(moved.state_dict().items(), version=1)
     assert engine.policy_version == 1
     check_log_probs(moved, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
