@@ -1,7 +1,7 @@
 """Log-probabilities and entropy of a language model's next-token distribution (handout section 4).
 
 Two paths. The plain one, `get_response_log_probs`, is the handout's: it holds all logits, (tokens x vocabulary). The
-chunked one starts from the hidden states, runs the output head on a few rows at a time, and never holds more logits
+chunked one starts from the hidden states, runs the output head on some rows at a time, and never holds more logits
 than `LOGITS_CHUNK_BYTES`. It has two doors:
 
     chunked_log_probs    differentiable log-probs and entropy; the backward pass computes the logits a second time
@@ -19,8 +19,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LOGITS_CHUNK_BYTES = 2**27
-"""The chunked path holds two buffers of this size: 220 rows of float32 logits at Qwen2.5's 151,936 tokens."""
+LOGITS_CHUNK_BYTES = 2**28
+"""The chunked path's one large buffer: 441 rows of float32 logits at Qwen2.5's 151,936 tokens. Every chunk reads and
+writes the gradient of the whole head once, so that few large chunks are faster than many small ones."""
+
+BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**26}
+"""What lies between the matrix products is done a block of rows at a time, with two or three buffers of this size: on a
+CPU they stay in its cache, on a GPU they are large enough to keep it busy."""
 
 TokenLoss = Callable[[Float[Tensor, "tokens"], slice], Float[Tensor, "tokens"]]
 """(log-probs of some tokens, their place among all tokens) -> the loss of each, weighted as it enters the sum."""
@@ -108,7 +113,7 @@ def chunked_token_loss(
 
     Args:
         hidden, head_weight, labels, temperature, vocab_size: as `chunked_log_probs` takes them.
-        token_loss: f, for a chunk of tokens at a time; a token's loss must depend on its own log-prob alone.
+        token_loss: f, for some tokens at a time; a token's loss must depend on its own log-prob alone.
 
     Returns:
         The loss, differentiable in `hidden` and `head_weight`, and the log-probs and entropy, which are not.
@@ -134,12 +139,17 @@ def sampling_logits(
         temperature: positive; greedy decoding takes the largest logit and needs no temperature.
         vocab_size: the tokenizer's length; None masks nothing.
 
+    Returns:
+        A new tensor, or `logits` itself where nothing is to be done.
+
     Raises:
         ValueError: the temperature is not positive.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    logits = _at_least_float32(logits) / temperature
+    logits = _at_least_float32(logits)
+    if temperature != 1:
+        logits = logits / temperature
     if vocab_size is not None and vocab_size < logits.shape[-1]:
         padding = torch.arange(logits.shape[-1], device=logits.device) >= vocab_size
         logits = logits.masked_fill(padding, float("-inf"))
@@ -176,7 +186,7 @@ def _product_dtype(hidden: Tensor) -> torch.dtype:
 
 @dataclass
 class _Scores:
-    """One chunk through the head. `weights` and `shifted` are buffers of (rows, vocab): use them up in place."""
+    """Some rows behind the head. `weights` and `shifted` are buffers of (rows, vocab): use them up in place."""
 
     log_probs: Tensor
     entropy: Tensor
@@ -195,21 +205,32 @@ class _Scores:
 
 
 class _Head:
-    """The output head, a chunk of rows at a time. Matrix products run in `dtype`, the rest in float32 or better."""
+    """The output head: matrix products a chunk of rows at a time, in `dtype`; what lies between them a block of rows at
+    a time, in float32 or better."""
 
     def __init__(self, weight: Tensor, temperature: float, vocab_size: int | None, dtype: torch.dtype) -> None:
         self.temperature, self.vocab_size, self.dtype = temperature, vocab_size, dtype
         self._weight = weight.detach().to(dtype)
-        element = torch.empty((), dtype=torch.promote_types(dtype, torch.float32)).element_size()
-        self._rows = max(1, LOGITS_CHUNK_BYTES // (len(weight) * element))
+        row = len(weight) * torch.empty((), dtype=torch.promote_types(dtype, torch.float32)).element_size()
+        self._chunk_rows = max(1, LOGITS_CHUNK_BYTES // row)
+        self._block_rows = max(1, BLOCK_BYTES.get(weight.device.type, 2**26) // row)
 
-    def chunks(self, tokens: int) -> Iterator[slice]:
-        return (slice(start, min(start + self._rows, tokens)) for start in range(0, tokens, self._rows))
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Some rows, and the head's product with them: chunk after chunk in one buffer, for the caller to use up."""
+        buffer = hidden.new_empty(min(self._chunk_rows, len(hidden)), len(self._weight), dtype=self.dtype)
+        for at in _slices(0, len(hidden), self._chunk_rows):
+            products = buffer[: at.stop - at.start]
+            torch.mm(hidden[at].to(self.dtype), self._weight.T, out=products)
+            yield at, products
 
-    def scores(self, hidden: Tensor, labels: Tensor) -> _Scores:
-        logits = sampling_logits(hidden.to(self.dtype) @ self._weight.T, self.temperature, self.vocab_size)
+    def blocks(self, at: slice, products: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """A chunk, block by block."""
+        return zip(_slices(at.start, at.stop, self._block_rows), products.split(self._block_rows), strict=True)
+
+    def scores(self, products: Tensor, labels: Tensor) -> _Scores:
+        logits = sampling_logits(products, self.temperature, self.vocab_size)
         largest, index = logits.max(dim=1, keepdim=True)
-        shifted = logits.sub_(largest)
+        shifted = logits - largest
         weights = shifted.exp()
         # As in _shift: the largest term, 1, stays out of the sum, so that log1p keeps the digits of the rest.
         log_normalizer = weights.scatter_(1, index, 0.0).sum(dim=1).log1p()
@@ -222,7 +243,6 @@ class _Head:
 
     def backward_chunk(self, gradient: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None) -> None:
         """From a chunk's dL/dz to its rows of dL/dhidden, and its part of dL/dweight."""
-        gradient = gradient.to(self.dtype)
         grad_hidden.copy_(gradient @ self._weight)
         if grad_weight is not None and grad_weight.dtype == self.dtype:
             grad_weight.addmm_(gradient.T, hidden)
@@ -236,23 +256,33 @@ class _ChunkedLogProbs(torch.autograd.Function):
         log_probs = hidden.new_empty(len(labels), dtype=torch.promote_types(head.dtype, torch.float32))
         entropy = torch.empty_like(log_probs)
         with torch.autocast(hidden.device.type, enabled=False):
-            for at in head.chunks(len(labels)):
-                scores = head.scores(hidden[at], labels[at])
-                log_probs[at], entropy[at] = scores.log_probs, scores.entropy
+            for at, products in head.chunks(hidden):
+                for rows, block in head.blocks(at, products):
+                    scores = head.scores(block, labels[rows])
+                    log_probs[rows], entropy[rows] = scores.log_probs, scores.entropy
         ctx.head = head
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(hidden, weight, labels)
         return log_probs, entropy
 
     @staticmethod
-    def backward(ctx: Any, by_log_prob: Tensor, by_entropy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: Any, by_log_prob: Tensor | None, by_entropy: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None]:
+        if by_log_prob is None:
+            if by_entropy is None:
+                return None, None, None, None
+            by_log_prob = torch.zeros_like(by_entropy)
         hidden, weight, labels = ctx.saved_tensors
+        head, scale = ctx.head, 1 / ctx.head.temperature
         grad_hidden = torch.empty_like(hidden)
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for at in ctx.head.chunks(len(labels)):
-            scores = ctx.head.scores(hidden[at], labels[at])
-            scale = 1 / ctx.head.temperature
-            gradient = scores.logit_gradient(labels[at], by_log_prob[at] * scale, by_entropy[at] * scale)
-            ctx.head.backward_chunk(gradient, hidden[at], grad_hidden[at], grad_weight)
+        for at, products in head.chunks(hidden):
+            for rows, block in head.blocks(at, products):
+                by_entropy_here = None if by_entropy is None else by_entropy[rows] * scale
+                scores = head.scores(block, labels[rows])
+                block.copy_(scores.logit_gradient(labels[rows], by_log_prob[rows] * scale, by_entropy_here))
+            head.backward_chunk(products, hidden[at], grad_hidden[at], grad_weight)
         return grad_hidden, grad_weight, None, None
 
 
@@ -267,14 +297,16 @@ class _ChunkedTokenLoss(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
-            for at in head.chunks(len(labels)):
-                scores = head.scores(hidden[at], labels[at])
-                log_probs[at], entropy[at] = scores.log_probs, scores.entropy
-                chunk_loss, slope = _value_and_slope(token_loss, scores.log_probs, at)
-                loss += chunk_loss
+            for at, products in head.chunks(hidden):
+                for rows, block in head.blocks(at, products):
+                    scores = head.scores(block, labels[rows])
+                    log_probs[rows], entropy[rows] = scores.log_probs, scores.entropy
+                    block_loss, slope = _value_and_slope(token_loss, scores.log_probs, rows)
+                    loss += block_loss
+                    if grad_hidden is not None:
+                        block.copy_(scores.logit_gradient(labels[rows], slope / head.temperature, None))
                 if grad_hidden is not None:
-                    gradient = scores.logit_gradient(labels[at], slope / head.temperature, None)
-                    head.backward_chunk(gradient, hidden[at], grad_hidden[at], grad_weight)
+                    head.backward_chunk(products, hidden[at], grad_hidden[at], grad_weight)
         ctx.gradients = grad_hidden, grad_weight
         ctx.mark_non_differentiable(log_probs, entropy)
         return loss, log_probs, entropy
@@ -293,3 +325,7 @@ def _value_and_slope(token_loss: TokenLoss, log_probs: Tensor, at: slice) -> tup
         losses = token_loss(leaf, at)
         (slope,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
     return losses.detach().sum(), slope
+
+
+def _slices(start: int, stop: int, size: int) -> Iterator[slice]:
+    return (slice(first, min(first + size, stop)) for first in range(start, stop, size))
