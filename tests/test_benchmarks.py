@@ -1,0 +1,62 @@
+"""The parts of the benchmarks that can be wrong without anyone noticing; they themselves are run by hand."""
+
+import argparse
+
+import pytest
+import torch
+
+from scripts.benchmarks import grpo_step, log_probs, optimizer_step, sft_step, side_by_side
+from tests.common import grad_of
+
+OTHERS = {"products", "trl", "trl_fused"}
+
+
+@pytest.mark.parametrize("name", sorted(set(log_probs.VARIANTS) - OTHERS))
+def test_the_log_prob_variants_agree(name):
+    options = log_probs.parse(["--tokens", "12", "--hidden", "6", "--vocab", "20", "--sequences", "3"])
+    found, expected = log_probs.Inputs(options), log_probs.Inputs(options)
+    scores = log_probs.VARIANTS[name](found)
+    log_p = (expected.hidden.double() @ expected.weight.double().T).log_softmax(dim=1)
+    log_p = log_p.gather(1, expected.labels.unsqueeze(1)).squeeze(1)
+    (-expected.factors * log_p).sum().backward()
+    torch.testing.assert_close(scores.double(), log_p.detach(), rtol=1e-5, atol=1e-6)
+    for leaf, reference in ((found.hidden, expected.hidden), (found.weight, expected.weight)):
+        torch.testing.assert_close(grad_of(leaf), grad_of(reference), rtol=1e-4, atol=1e-6)
+
+
+def test_rollouts_are_padded_as_trl_pads_them():
+    examples = [grpo_step.TokenExample((5,), (6, 7)), grpo_step.TokenExample((3, 4), (8,))]
+    rows = grpo_step.padded_rollouts(examples, torch.tensor([1.0, -1.0]), pad=0)
+    assert rows["prompt_ids"].tolist() == [[0, 5], [3, 4]]
+    assert rows["prompt_mask"].tolist() == [[0, 1], [1, 1]]
+    assert rows["completion_ids"].tolist() == [[6, 7], [8, 0]]
+    assert rows["completion_mask"].tolist() == [[1, 1], [1, 0]]
+    assert rows["num_items_in_batch"] == 3
+
+
+def test_a_variant_names_its_microbatch_size():
+    options = argparse.Namespace(microbatches=[1, 16])
+    assert [grpo_step.microbatch_size(name) for name in grpo_step.variants(options)] == [1, 16]
+    assert len(sft_step.variants(options)) == 4
+
+
+def test_arguments_become_options_again():
+    options = argparse.Namespace(group_size=8, dtype="float32", rounds=3)
+    assert side_by_side.command_line(options, but=("rounds",)) == ["--group-size", "8", "--dtype", "float32"]
+
+
+def test_relative_difference_by_hand():
+    assert side_by_side.relative_difference(torch.tensor([3.0, 4.5]), torch.tensor([3.0, 4.0])) == 0.1
+
+
+@pytest.mark.parametrize(
+    ("operator", "kind"),
+    [
+        ("aten::addmm_", "matrix products"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
+        ("aten::_fused_adamw_", "optimiser"),
+        ("aten::mul", "elementwise, copies and the rest"),
+    ],
+)
+def test_kinds_of_operators(operator, kind):
+    assert optimizer_step.kind_of(operator) == kind
