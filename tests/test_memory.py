@@ -16,7 +16,6 @@ from cs336_alignment.training.grpo import GRPOConfig
 from cs336_alignment.training.learner import OptimizerConfig
 from cs336_alignment.training.memory import (
     GIB,
-    LOGITS_CHUNK_BYTES,
     ModelShape,
     Row,
     engine_bytes,
@@ -173,9 +172,12 @@ def test_lasting_memory_by_hand(shape):
     assert (one.reference, one.kept_gradients, one.gathered, one.whole_weights, one.whole_optimizer) == (0,) * 5
     assert one.copies == one.backward_copies == 2 * 28 * LAYER
     assert (one.head_gradient, one.reserve) == (4 * HEAD, 4 * GIB)
-    # A full chunk of float32 logits, twice, the head in bfloat16, and a product of the head's size.
-    assert one.head_buffers == 2 * LOGITS_CHUNK_BYTES + 2 * 2 * HEAD
-    assert head_buffer_bytes(shape, 100, 4) == 2 * 100 * 151936 * 4
+    # A full chunk of 441 rows (2^28 / (4 * 151,936)) in bfloat16, three blocks of 2^26 bytes, the head in bfloat16, and
+    # a product of the head's size.
+    assert one.head_buffers == 441 * 151936 * 2 + 3 * 2**26 + 2 * 2 * HEAD
+    # In float32 the same rows, of twice the size. Ten rows, about 6 MB, are less than a block: four copies of them.
+    assert head_buffer_bytes(shape, 1000, 4) == 441 * 151936 * 4 + 3 * 2**26
+    assert head_buffer_bytes(shape, 10, 4) == 4 * 10 * 151936 * 4
     reference = predict_memory(shape, gpu=1, row_tokens=1, longest=1, compute_bytes=4, keep_reference=True)
     assert (reference.reference, reference.copies) == (4 * PARAMETERS, 0)
 

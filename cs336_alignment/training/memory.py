@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from cs336_alignment.numerics.log_probs import LOGITS_CHUNK_BYTES
+from cs336_alignment.numerics.log_probs import BLOCK_BYTES, LOGITS_CHUNK_BYTES
 from cs336_alignment.training.packing import Layout
 
 GIB = 2**30
@@ -158,8 +158,10 @@ def layer_at_work_bytes(shape: ModelShape, row: Row, compute_bytes: int, checkpo
 
 def head_buffer_bytes(shape: ModelShape, tokens: int, compute_bytes: int) -> int:
     """What the chunked output head needs while it runs (numerics/log_probs.py), whatever the row's length."""
-    chunk = min(LOGITS_CHUNK_BYTES, tokens * shape.vocab * FLOAT32)
-    buffers = 2 * chunk  # logits, and their exponentials
+    rows = min(tokens, LOGITS_CHUNK_BYTES // (shape.vocab * FLOAT32))
+    products = rows * shape.vocab * compute_bytes  # the chunk's one buffer
+    block = min(BLOCK_BYTES["cuda"], rows * shape.vocab * FLOAT32)
+    buffers = products + 3 * block  # a block's logits, masked; shifted; their exponentials
     if compute_bytes == FLOAT32:
         return buffers
     copy = shape.head_parameters * compute_bytes  # the head in the compute dtype
