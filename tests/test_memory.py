@@ -314,6 +314,9 @@ def test_the_microbatch_of_the_options(monkeypatch):
     assert predict_run(grpo()).row_tokens == 4096
     assert predict_run(grpo(max_tokens=5000)).row_tokens == 5256
     assert predict_run(replace(handout, kl_coef=0.1)).reference == 4 * 92864
-    monkeypatch.setenv("WORLD_SIZE", "4")
     sharded = replace(handout, run=replace(handout.run, sharding="fsdp2"))
+    alone = predict_run(sharded)
+    assert (alone.weights, alone.whole_optimizer) == (4 * 92864, 0)
+    monkeypatch.setenv("WORLD_SIZE", "4")
     assert predict_run(sharded).weights == 92864
+    assert predict_run(handout).weights == 4 * 92864

@@ -73,6 +73,7 @@ def predict_run(config: TrainingConfig) -> MemoryPrediction:
     gpu = _gpu_bytes(run)
     element = 4 if run.dtype == "float32" else 2
     longest = _longest_sequence(config)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if optimizer.token_budget is None:
         row_tokens = -(-config.sequences_per_step // optimizer.gradient_accumulation_steps) * longest
     else:
@@ -90,8 +91,8 @@ def predict_run(config: TrainingConfig) -> MemoryPrediction:
         longest=longest,
         compute_bytes=element,
         checkpointing=run.activation_checkpointing,
-        ranks=int(os.environ.get("WORLD_SIZE", "1")),
-        sharded=run.sharding == "fsdp2",
+        ranks=ranks,
+        sharded=ranks > 1 and run.sharding == "fsdp2",  # one rank alone holds everything
         keep_reference=config.keeps_reference,
         engine=engine,
         engine_needs=engine_needs,
