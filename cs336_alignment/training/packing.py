@@ -169,8 +169,10 @@ def packed_attention(
     """
     if sliding_window is not None or attention_mask is not None or query.shape[2] != key.shape[2]:
         raise ValueError("packed attention is causal attention over whole rows: no sliding window, mask or cache")
-    if layout is not None and query.device.type == "cuda" and query.dtype != torch.float32 and find_spec("flash_attn"):
-        return _flash_segments(query, key, value, layout, scaling), None
+    # Under autocast the rotary embedding leaves queries and keys in float32; values tell the compute dtype.
+    half_precision = value.dtype in (torch.bfloat16, torch.float16)
+    if layout is not None and query.device.type == "cuda" and half_precision and find_spec("flash_attn"):
+        return _flash_segments(query.to(value.dtype), key.to(value.dtype), value, layout, scaling), None
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if layout is None:
