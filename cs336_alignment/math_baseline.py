@@ -28,7 +28,7 @@ from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.rollout.engine import Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
-from cs336_alignment.run_folder import OtherRunError, record_session, write_json
+from cs336_alignment.run_folder import UsageError, record_session, write_json
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 
@@ -36,10 +36,6 @@ MODEL_VARIABLE = "CS336_MODEL"
 GSM8K_TEST = Path("gsm8k/test.jsonl")
 EMBEDDED_TEST = Path("arithmetic/test.jsonl")
 EMBEDDED_POLICY = Path("policy")
-
-
-class UsageError(Exception):
-    """The options, or what they name, cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -244,10 +240,7 @@ def _check_output(run_folder: Path, resume: bool) -> None:
 
 def _record(run_folder: Path, config: BaselineConfig, protocol: EvaluationProtocol) -> None:
     """Write run.json; a resumed run must have the protocol that it was started with, and adds its session."""
-    try:
-        record_session(run_folder, asdict(config), asdict(protocol), environment.describe(), must_match="protocol")
-    except OtherRunError as error:
-        raise UsageError(str(error)) from error
+    record_session(run_folder, asdict(config), asdict(protocol), environment.describe(), must_match="protocol")
 
 
 if __name__ == "__main__":

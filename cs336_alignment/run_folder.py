@@ -59,7 +59,11 @@ def read_complete_json_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in complete.split("\n") if line]  # not splitlines: U+2028 ends no line here
 
 
-class OtherRunError(ValueError):
+class UsageError(Exception):
+    """The options, or what they name, cannot be used; the message says what to do."""
+
+
+class OtherRunError(UsageError):
     """A run folder holds a run that was started differently."""
 
 

@@ -158,8 +158,10 @@ def test_off_policy_metrics_by_hand():
     assert metrics["clip_fraction"] == pytest.approx(np.mean(clipped))
     assert metrics["log_ratio"] == pytest.approx(difference.mean())
     assert metrics["approximate_kl"] == pytest.approx((ratio - difference - 1).mean())
-    apart = np.abs(np.concatenate([POLICY[0] - SAMPLER[0], POLICY[3] - SAMPLER[3]]))
-    assert sampler_difference(train, result) == pytest.approx(apart.mean(), rel=1e-6)
+    # Engine against trainer under the policy that sampled: the old log-probs, and on-policy those of the step.
+    for trainer, one in ((OLD, train), (POLICY, batch(off_policy=False))):
+        apart = np.abs(np.concatenate([trainer[0] - SAMPLER[0], trainer[3] - SAMPLER[3]]))
+        assert sampler_difference(one, result) == pytest.approx(apart.mean(), rel=1e-6)
 
 
 def test_train_batches_keep_rollouts_with_their_advantages():

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from cs336_alignment import math_baseline
-from cs336_alignment.math_baseline import BaselineConfig, UsageError, choose_model_and_data, run
+from cs336_alignment.math_baseline import BaselineConfig, choose_model_and_data, run
+from cs336_alignment.run_folder import UsageError
 from tests.common import REPOSITORY, TINY_QWEN2
 
 TINY = str(TINY_QWEN2)

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import AutoConfig, Qwen2Config
 
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training import command_line
 from cs336_alignment.training.grpo import GRPOConfig
 from cs336_alignment.training.learner import OptimizerConfig
@@ -31,7 +32,7 @@ from cs336_alignment.training.memory_check import check_memory, predict_run
 from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import Layout, TokenExample, pack
 from cs336_alignment.training.policy import Policy
-from cs336_alignment.training.session import RunConfig, UsageError
+from cs336_alignment.training.session import RunConfig
 from tests.common import REPOSITORY, TINY_QWEN2
 
 EMBEDDED = REPOSITORY / "data/policy"
@@ -125,7 +126,7 @@ def most_bytes(policy, batch):
         for parameter in policy.parameters():
             live.ignore(parameter)
             parameter.grad = torch.zeros_like(parameter)
-        backward_microbatch(policy, batch, lambda log_probs, at: -log_probs)
+        backward_microbatch(policy, batch, lambda log_probs, at: -log_probs, scale=1.0)
     return live.most
 
 

@@ -13,7 +13,7 @@ from cs336_alignment.training.sft import SFTConfig
 
 
 def record(folder, config):
-    with RunRecord(folder, config, Ranks(), steps=1, start_step=0, wandb_mode="disabled", unmatched=UNMATCHED):
+    with RunRecord(folder, config, {}, Ranks(), steps=1, start_step=0, wandb_mode="disabled", unmatched=UNMATCHED):
         pass
 
 

@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 from cs336_alignment.evaluation import GRADERS
 from cs336_alignment.prompts import load_template
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.interruption import Interruption
-from cs336_alignment.training.session import UsageError
 from cs336_alignment.training.targets import rationale_pairs, sft_targets
 from tests.common import REPOSITORY
 from tests.test_distributed import launch
@@ -168,7 +168,7 @@ def test_traces_are_filtered_by_their_answers(tmp_path):
     with pytest.raises(UsageError, match=r"trace 1 of .* has no ground_truth"):
         targets(data=path, filter_correct=True)
     path.write_text(json.dumps({"prompt": "p", "response": ""}))
-    with pytest.raises(ValueError, match=r"traces\.jsonl, line 1"):
+    with pytest.raises(UsageError, match=r"--data: .*traces\.jsonl, line 1"):
         targets(data=path)
 
 

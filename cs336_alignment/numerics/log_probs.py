@@ -213,7 +213,7 @@ class _Head:
         self._weight = weight.detach().to(dtype)
         row = len(weight) * torch.empty((), dtype=torch.promote_types(dtype, torch.float32)).element_size()
         self._chunk_rows = max(1, LOGITS_CHUNK_BYTES // row)
-        self._block_rows = max(1, BLOCK_BYTES.get(weight.device.type, 2**26) // row)
+        self._block_rows = max(1, BLOCK_BYTES[weight.device.type] // row)
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Some rows, and the head's product with them: chunk after chunk in one buffer, for the caller to use up."""
@@ -323,7 +323,7 @@ def _value_and_slope(token_loss: TokenLoss, log_probs: Tensor, at: slice) -> tup
     with torch.enable_grad():
         leaf = log_probs.detach().requires_grad_()
         losses = token_loss(leaf, at)
-        (slope,) = torch.autograd.grad(losses.sum(), leaf, materialize_grads=True)
+        (slope,) = torch.autograd.grad(losses.sum(), leaf)
     return losses.detach().sum(), slope
 
 

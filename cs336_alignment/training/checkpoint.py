@@ -66,7 +66,7 @@ class Checkpoints:
         target = self._folder / f"step_{progress.step}"
         random_states = learner.ranks.gather([_random_state()])
         weights = dict(learner.policy.weights())
-        optimizer = tree_map_only(DTensor, DTensor.full_tensor, learner.optimizer.state_dict())
+        optimizer = tree_map_only(DTensor, _whole_on_cpu, learner.optimizer.state_dict())
         if learner.ranks.is_main:
             partial = target.with_name(target.name + ".partial")
             shutil.rmtree(partial, ignore_errors=True)
@@ -98,6 +98,10 @@ class Checkpoints:
         return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
 
 
+def _whole_on_cpu(tensor: DTensor) -> torch.Tensor:
+    return tensor.full_tensor().cpu()
+
+
 def _load_optimizer(learner: Learner, state: dict[str, Any]) -> None:
     """The moments, cut up as their parameters are."""
     parameters = list(learner.policy.parameters())
@@ -115,7 +119,7 @@ def _random_state() -> dict[str, Any]:
         "python": random.getstate(),
         "numpy": np.random.get_state(),  # noqa: NPY002 (the state that libraries draw from)
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
     }
 
 
@@ -123,7 +127,8 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])  # noqa: NPY002
     torch.set_rng_state(state["torch"])
-    torch.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
 
 
 def _sync(folder: Path) -> None:

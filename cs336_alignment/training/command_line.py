@@ -10,10 +10,9 @@ import tyro
 from cs336_alignment import environment
 from cs336_alignment.rollout.proof import StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
-from cs336_alignment.run_folder import OtherRunError
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training.learner import NonFiniteLossError
 from cs336_alignment.training.memory_check import TrainingConfig, check_memory
-from cs336_alignment.training.session import UsageError
 
 Config = TypeVar("Config")
 
@@ -31,7 +30,7 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
             check_memory(config)
         if not config.run.dry_run:
             run(config)
-    except (UsageError, OtherRunError, ValueError, FileNotFoundError, EngineNotInstalledError) as error:
+    except (UsageError, EngineNotInstalledError) as error:
         _fail(error, 2)
     except environment.DriverTooOldError as error:
         _fail(error, 2)

@@ -81,10 +81,6 @@ class Ranks:
         dist.all_gather_object(parts, list(items))
         return [item for part in parts for item in part]
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
-        return any(self.gather([flag]))
-
     def wait(self) -> None:
         """Until every rank is here."""
         self.accelerator.wait_for_everyone()

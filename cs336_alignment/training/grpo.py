@@ -83,6 +83,8 @@ class GRPOConfig:
 
     def __post_init__(self) -> None:
         accumulation = self.optimizer.gradient_accumulation_steps
+        if self.group_size < 2:
+            raise ValueError("group_size must be at least 2")
         checks = {
             "rollout_batch_size must be a multiple of group_size": self.rollout_batch_size % self.group_size == 0,
             "train_batch_size must be a multiple of gradient_accumulation_steps, where there is no token budget": (
@@ -92,7 +94,8 @@ class GRPOConfig:
             "rollout_batch_size must be a multiple of train_batch_size": (
                 self.rollout_batch_size % self.train_batch_size == 0
             ),
-            "group_size must be at least 2": self.group_size >= 2,
+            "keep_completions_every must be at least 1": self.keep_completions_every >= 1,
+            "min_tokens must be between 0 and max_tokens": 0 <= self.min_tokens <= self.run.max_tokens,
             "epochs_per_rollout_batch must be at least 1": self.epochs_per_rollout_batch >= 1,
             "dynamic_sampling_rounds must be at least 1": self.dynamic_sampling_rounds >= 1,
         }
@@ -170,10 +173,11 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
     questions = QuestionStream(problems, config.run.seed)
     learner, progress = session.learner, session.progress
     for step in range(progress.step + 1, config.n_grpo_steps + 1):
+        if step == 1:
+            session.sync_engine(problems)
+            session.evaluate(0)
         began = monotonic()
         proof = session.sync_engine(problems)
-        if step == 1:
-            session.evaluate(0)
         rollouts, rounds = sample_groups(config, questions, session, step)
         session.engine.sleep()
         sampled = monotonic()
@@ -327,11 +331,13 @@ class TokenLosses:
 
 
 def sampler_difference(batch: TrainBatch, result: StepResult) -> float | None:
-    """Mean absolute difference, in nats, of the engine's and the trainer's log-probs of the tokens that were run."""
+    """Mean absolute difference, in nats, of the engine's and the trainer's log-probs of the tokens that were run, both
+    of the policy that sampled. Where min_tokens keeps EOS from being sampled, the engine's are a little higher."""
+    trainer = result.log_probs if batch.old_log_probs is None else batch.old_log_probs
     differences = [
         (scores - torch.tensor(rollout.sampler_log_probs)).abs()
-        for scores, rollout in zip(result.log_probs, batch.rollouts, strict=True)
-        if scores is not None
+        for scores, run, rollout in zip(trainer, result.log_probs, batch.rollouts, strict=True)
+        if scores is not None and run is not None
     ]
     return torch.cat(differences).mean().item() if differences else None
 
@@ -357,7 +363,7 @@ def off_policy_metrics(config: GRPOConfig, batch: TrainBatch, result: StepResult
 def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The mean of each metric over the optimiser steps of a rollout batch; sums for the counts."""
     metrics = {}
-    for name in updates[0]:
+    for name in dict.fromkeys(name for update in updates for name in update):
         values = [update[name] for update in updates if update.get(name) is not None]
         total = sum(values)
         counts = name in ("response_tokens", "sequences_run", "tokens_run")

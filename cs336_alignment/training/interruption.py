@@ -23,8 +23,7 @@ class Interruption:
         self._ranks = ranks
         self._deadline = None if time_limit_minutes is None else monotonic() + 60 * time_limit_minutes
         self._signal: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
     def reason(self) -> str | None:
         """Why to stop now, the same on every rank; None to go on."""
@@ -32,6 +31,11 @@ class Interruption:
         if mine is None and self._deadline is not None and monotonic() > self._deadline:
             mine = "time limit"
         return next((reason for reason in self._ranks.gather([mine]) if reason), None)
+
+    def restore(self) -> None:
+        """Put the handlers back that were there before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

@@ -195,7 +195,8 @@ class Learner:
         for part in parts:
             if part.microbatch:
                 scores = (tokens.cpu().split(part.lengths) for tokens in (part.scores.log_probs, part.scores.entropy))
-                mine += zip(part.microbatch, *scores, strict=True)
+                # Copies: a view would take its microbatch's whole storage with it to the other ranks.
+                mine += zip(part.microbatch, *(map(Tensor.clone, pieces) for pieces in scores), strict=True)
         log_probs: list[Tensor | None] = [None] * size
         entropy: list[Tensor | None] = [None] * size
         for row, log_prob, uncertainty in self.ranks.gather(mine):

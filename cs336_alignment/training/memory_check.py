@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig
 
 from cs336_alignment.rollout.transformers_engine import MAX_BATCH_SIZE
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training.learner import OptimizerConfig
 from cs336_alignment.training.memory import (
     GIB,
@@ -21,7 +22,7 @@ from cs336_alignment.training.memory import (
     memory_table,
     predict_memory,
 )
-from cs336_alignment.training.session import RunConfig, UsageError
+from cs336_alignment.training.session import RunConfig
 
 ASSUMED_GPU_GIB = 40.0
 PROMPT_TOKENS = 256

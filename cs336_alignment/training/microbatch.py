@@ -16,9 +16,7 @@ from cs336_alignment.training.packing import PackedBatch
 from cs336_alignment.training.policy import TokenScores
 
 
-def backward_microbatch(
-    policy: nn.Module, batch: PackedBatch, token_loss: TokenLoss, scale: float = 1.0
-) -> TokenScores:
+def backward_microbatch(policy: nn.Module, batch: PackedBatch, token_loss: TokenLoss, scale: float) -> TokenScores:
     """Forward and backward of packed examples; gradients add up in the policy.
 
     Args:

@@ -76,7 +76,6 @@ class Policy(nn.Module):
         model: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
         )
-        model.config.use_cache = False
         model.train()
         if activation_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -40,6 +40,7 @@ class RunRecord:
         self,
         folder: Path,
         config: Any,
+        protocol: Any,
         ranks: Ranks,
         *,
         steps: int,
@@ -53,6 +54,7 @@ class RunRecord:
         Args:
             folder: the run folder.
             config: a dataclass; its field `run` may be one too, a `RunConfig`.
+            protocol: what the run's figures depend on, beside the config.
             ranks: this process among its peers.
             steps: how many the run will take, for the progress bar.
             start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
@@ -77,7 +79,7 @@ class RunRecord:
             for name in unmatched:
                 part.pop(name, None)
         session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step}
-        record_session(folder, settings, {}, session, must_match="config")
+        record_session(folder, settings, protocol, session, must_match="config")
         done = -1 if start_step is None else start_step
         rows = [row for row in read_complete_json_lines(folder / METRICS) if row["step"] <= done]
         self._cut(rows, done)

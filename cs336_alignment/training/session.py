@@ -4,10 +4,11 @@ A session is one process's part of a run. Its record and checkpoints outlive it;
 """
 
 import copy
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, 
 from cs336_alignment.rollout.proof import Proof, prove_policy
 from cs336_alignment.rollout.selection import EngineName, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
@@ -38,10 +40,6 @@ from cs336_alignment.training.run_record import RunRecord, WandbMode
 PROOF_PROMPTS = 4
 EVALUATION, PROOF, ROLLOUTS, QUESTIONS = range(4)
 """What a seed is for: the first step of its derivation from the run's seed."""
-
-
-class UsageError(Exception):
-    """The options, or what they name, cannot be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,8 @@ class RunConfig:
     """What each GPU has, for the prediction; default: what it reports, and 40 where there is none."""
 
     def __post_init__(self) -> None:
+        if self.eval_temperature < 0:
+            raise ValueError(f"eval_temperature must not be negative, got {self.eval_temperature}")
         for name in ("eval_every", "eval_limit", "checkpoint_every", "keep_checkpoints", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -159,12 +159,7 @@ class Session:
         with ExitStack() as stack:
             _seed_everything(run.seed)
             if policy is None:
-                policy = Policy.load(
-                    run.model,
-                    dtype=run.dtype,
-                    temperature=run.temperature,
-                    activation_checkpointing=run.activation_checkpointing,
-                )
+                policy = _load_policy(run)
             # Before a checkpoint is loaded: the reference is the policy that the run began with.
             self._reference = copy.deepcopy(policy).to(self.ranks.device) if keep_reference else None
             self.learner = Learner(policy, optimizer, self.ranks, self.folder)
@@ -176,6 +171,7 @@ class Session:
                 RunRecord(
                     self.folder,
                     config,
+                    self._protocol(),
                     self.ranks,
                     steps=steps,
                     start_step=None if latest is None else self.progress.step,
@@ -192,6 +188,7 @@ class Session:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self._interruption.restore()
         self._stack.close()
 
     @property
@@ -222,11 +219,7 @@ class Session:
     def evaluate(self, step: int) -> dict[str, Any]:
         """Accuracy of the policy on the evaluation problems, logged as step `step`; the engine must be in sync."""
         began = monotonic()
-        sampling = Sampling(
-            temperature=self.run.eval_temperature,
-            max_tokens=self.run.max_tokens,
-            seed=derive_seed(self.run.seed, EVALUATION, step),
-        )
+        sampling = self._eval_sampling(step)
         first, mine = self.ranks.share(self.eval_problems)
         asked = [prompts.fill(self.template, question=problem.question) for problem in mine]
         drawn = self.engine.generate(asked, replace(sampling, first_position=first)) if asked else []
@@ -261,12 +254,36 @@ class Session:
         return False
 
     def _score(self, asked: Sequence[str], completions: Sequence[Completion]) -> list[Tensor]:
+        """The trainer's log-probs of what this rank's engine said; ranks score together, and may have heard different
+        things."""
         tokenizer = self.policy.tokenizer
-        return self.learner.score(
-            [
-                TokenExample(tuple(tokenizer(prompt)["input_ids"]), completion.token_ids)
-                for prompt, completion in zip(asked, completions, strict=True)
-            ]
+        mine = [
+            TokenExample(tuple(tokenizer(prompt)["input_ids"]), completion.token_ids)
+            for prompt, completion in zip(asked, completions, strict=True)
+        ]
+        sizes = self.ranks.gather([len(mine)])
+        start = sum(sizes[: self.ranks.index])
+        return self.learner.score(self.ranks.gather(mine))[start : start + len(mine)]
+
+    def _protocol(self) -> dict[str, Any]:
+        """What the figures of the evaluations depend on, beside the config."""
+        return {
+            "prompt_sha256": prompts.sha256(self.template),
+            "data_sha256": {
+                str(path): hashlib.sha256(path.read_bytes()).hexdigest()
+                for path in (self.run.train_data, self.run.eval_data)
+                if path.exists()
+            },
+            "eval_problems": len(self.eval_problems),
+            "eval_sampling": asdict(self._eval_sampling(0)),
+            "engine": self.engine.description,
+        }
+
+    def _eval_sampling(self, step: int) -> Sampling:
+        return Sampling(
+            temperature=self.run.eval_temperature,
+            max_tokens=self.run.max_tokens,
+            seed=derive_seed(self.run.seed, EVALUATION, step),
         )
 
     def _choose_folder(self) -> Path:
@@ -279,6 +296,9 @@ class Session:
         return folder
 
     def _open_engine(self) -> RolloutEngine:
+        if self.ranks.count > 1 and self.ranks.device.type == "cuda" and self.run.engine != "transformers":
+            # vLLM's engine in a rank's own process would take the first GPU, whichever the rank's is.
+            raise UsageError("several ranks on GPUs cannot have vLLM engines yet: give --engine transformers")
         return open_engine(
             self.run.engine,
             self.run.model,
@@ -292,12 +312,14 @@ def problems_from(option: str, path: Path) -> list[Problem]:
     """The problems of a file.
 
     Raises:
-        UsageError: it is not there, or holds none; the message says what to do.
-        ValueError: a malformed line.
+        UsageError: it is not there, holds none, or has a malformed line; the message says what to do.
     """
     if not path.exists():
         raise UsageError(f"--{option}: there is no {path}; for GSM8K run `uv run python scripts/prepare_gsm8k.py`")
-    problems = load_problems(path)
+    try:
+        problems = load_problems(path)
+    except ValueError as error:
+        raise UsageError(f"--{option}: {error}") from error
     if not problems:
         raise UsageError(f"--{option}: {path} holds no problems")
     return problems
@@ -322,6 +344,19 @@ class QuestionStream:
 def shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
     """A permutation of `count` items for one epoch."""
     return tuple(np.random.default_rng((seed, QUESTIONS, epoch)).permutation(count).tolist())
+
+
+def _load_policy(run: RunConfig) -> Policy:
+    try:
+        return Policy.load(
+            run.model,
+            dtype=run.dtype,
+            temperature=run.temperature,
+            activation_checkpointing=run.activation_checkpointing,
+        )
+    except OSError as error:
+        said = str(error).splitlines()[0]
+        raise UsageError(f"--model: {run.model!r} is no Hugging Face folder here, nor on the hub ({said})") from error
 
 
 def _seed_everything(seed: int) -> None:

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 from cs336_alignment.evaluation import GRADERS
 from cs336_alignment.prompts import fill, load_template
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.tasks.traces import Trace, load_traces
 from cs336_alignment.training.packing import TokenExample
-from cs336_alignment.training.session import UsageError
 
 T = TypeVar("T")
 
@@ -53,7 +53,10 @@ def sft_targets(
         assert problems is not None
         pairs = rationale_pairs(subset(problems, unique_examples, seed), load_template(prompt))
     else:
-        traces = load_traces(data)
+        try:
+            traces = load_traces(data)
+        except (FileNotFoundError, ValueError) as error:
+            raise UsageError(f"--data: {error}") from error
         if filter_correct:
             traces = correct_traces(traces, prompt, data)
         pairs = [(trace.prompt, trace.response) for trace in subset(traces, unique_examples, seed)]
