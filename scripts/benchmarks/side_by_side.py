@@ -47,7 +47,10 @@ def take_turns(
             measured[variant].append(json.loads(path.read_text()))
             path.unlink()
             now = measured[variant][-1]
-            print(f"round {number + 1}: {variant:32} {now['seconds']:8.2f} s", file=sys.stderr)
+            print(
+                f"round {number + 1}: {variant:32} {now['seconds']:8.2f} s, cpu {now['cpu_seconds']:8.2f} s",
+                file=sys.stderr,
+            )
     return measured
 
 
