@@ -19,7 +19,7 @@ from rich.console import Console
 
 from cs336_alignment import math_baseline
 from cs336_alignment.evaluation import EXAMPLES
-from cs336_alignment.run_folder import read_complete_json_lines, read_json, write_atomically, write_json
+from cs336_alignment.run_folder import UsageError, read_complete_json_lines, read_json, write_atomically, write_json
 from cs336_alignment.training.command_line import run_command
 from cs336_alignment.training.curves import ACCURACY, COLOURS, line, read_curves
 from cs336_alignment.training.expert_iteration import ExpertIterationConfig, run_expert_iteration
@@ -69,7 +69,8 @@ def main(config: Config) -> None:
     minutes: dict[str, float] = {"baseline": 0.0}
     for name, command in commands.items():
         started = monotonic()
-        command()
+        if not command():
+            raise UsageError(f"stopped during {NAMES[name]}: there is no report; start again with another --output")
         minutes[name] = (monotonic() - started) / 60
         summaries[name] = test(config, name, last_checkpoint(config.output / name))
     results = {
@@ -87,7 +88,7 @@ def main(config: Config) -> None:
             raise TooLittleGainError(f"{NAMES[name]} gained {gain:.1f} points, {config.required_gain:g} were required")
 
 
-def algorithms(config: Config) -> dict[str, Callable[[], None]]:
+def algorithms(config: Config) -> dict[str, Callable[[], bool]]:
     """Each algorithm with the settings that suit a policy of this size; the scripts' defaults are the handout's."""
 
     def run(name: str, **options: Any) -> RunConfig:

@@ -17,7 +17,7 @@ from cs336_alignment.training.memory_check import TrainingConfig, check_memory
 Config = TypeVar("Config")
 
 
-def run_command(config_type: type[Config], description: str | None, run: Callable[[Config], None]) -> None:
+def run_command(config_type: type[Config], description: str | None, run: Callable[[Config], object]) -> None:
     """Parse the options, check driver and memory, run; what a user can mend ends in an error message and status 2."""
     try:
         config = tyro.cli(config_type, description=description, config=(tyro.conf.OmitArgPrefixes,))

@@ -49,12 +49,13 @@ class ExpertIterationConfig:
         return False
 
 
-def run_expert_iteration(config: ExpertIterationConfig) -> None:
-    """The whole command: data, policy, engine, training."""
+def run_expert_iteration(config: ExpertIterationConfig) -> bool:
+    """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
     problems = problems_from("train-data", config.run.train_data)
     eval_problems = problems_from("eval-data", config.run.eval_data)
     with Session(config, config.run, config.optimizer, eval_problems, steps=config.n_ei_steps) as session:
         train_expert_iteration(config, problems, session)
+        return session.progress.step == config.n_ei_steps
 
 
 def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Problem], session: Session) -> None:

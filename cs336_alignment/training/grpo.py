@@ -147,8 +147,8 @@ class TrainBatch:
         )
 
 
-def run_grpo(config: GRPOConfig) -> None:
-    """The whole command: data, policy, engine, training."""
+def run_grpo(config: GRPOConfig) -> bool:
+    """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
     problems = problems_from("train-data", config.run.train_data)
     eval_problems = problems_from("eval-data", config.run.eval_data)
     with Session(
@@ -160,6 +160,7 @@ def run_grpo(config: GRPOConfig) -> None:
         keep_reference=config.keeps_reference,
     ) as session:
         train_grpo(config, problems, session)
+        return session.progress.step == config.n_grpo_steps
 
 
 def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session) -> None:

@@ -77,8 +77,8 @@ class SFTConfig:
         return False
 
 
-def run_sft(config: SFTConfig) -> None:
-    """The whole command: data, policy, engine, training."""
+def run_sft(config: SFTConfig) -> bool:
+    """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
     tokenizer = AutoTokenizer.from_pretrained(config.run.model)
     examples = sft_targets(
         tokenizer,
@@ -94,6 +94,7 @@ def run_sft(config: SFTConfig) -> None:
     steps = config.sft.steps(len(examples))
     with Session(config, config.run, config.optimizer, eval_problems, steps=steps) as session:
         train_sft(config, examples, session)
+        return session.progress.step == steps
 
 
 def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Session) -> None:
