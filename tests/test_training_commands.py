@@ -110,7 +110,8 @@ def test_grpo_on_two_ranks(tmp_path, sharding):
     assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in two]
     # The first step's rollouts come from the same weights and the same draws.
     for name in ("reward", "mean_length", "loss", "grad_norm", "entropy"):
-        assert two[1][name] == pytest.approx(one[1][name], rel=1e-4), name
+        expected = one[1][name]  # no entropy where no sequence had a gradient to run for
+        assert two[1][name] == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
     assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["ranks"] == 2
 
 
