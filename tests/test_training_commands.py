@@ -75,10 +75,9 @@ def test_grpo_writes_a_whole_run_folder(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["grpo", "expert_iteration", "sft"])
-def test_a_killed_run_resumes_to_the_same_bits(tmp_path, algorithm):
-    """One kill at a random moment of each; CI has a step of its own with more."""
-    finished = run("check_resume.py", f"--algorithm {algorithm} --kills 1 --output {tmp_path}")
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
+    """One kill at a random moment; CI has a step of its own with more, and the other two algorithms."""
+    finished = run("check_resume.py", f"--algorithm grpo --kills 1 --output {tmp_path}")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert json.loads((tmp_path / "resume.json").read_text())["differing"] == []
 
