@@ -205,25 +205,30 @@ def test_dynamic_sampling_replaces_groups_without_spread():
     session, questions = ScriptedSession(), QuestionStream(PROBLEMS, seed=1)
     order = [int(problem.gold) % 2 for problem in questions.take(0, 8)]
     settings = config(dynamic_sampling_rounds=4)
-    rollouts, rounds = sample_groups(settings, questions, session, step=1)
+    sample = sample_groups(settings, questions, session, step=1)
+    rollouts, rounds = sample.chosen, sample.rounds
     wanted = next(taken for taken in range(2, 9, 2) if sum(order[:taken]) >= 2)
     assert rounds == wanted // 2
     assert session.progress.questions_used == wanted
     assert [one.reward for one in rollouts] == [0.0, 1.0, 0.0, 1.0]
     assert len(set(session.seeds)) == rounds
+    # The metrics describe all that was sampled: two rollouts a question, half of them right where the number is odd.
+    assert [one.reward for one in sample.all_sampled[1::2]] == order[:wanted]
 
 
 def test_where_the_rounds_do_not_suffice_groups_without_spread_fill_up():
     session, questions = ScriptedSession(), QuestionStream([Problem("q", "0")] * 3, seed=1)
-    rollouts, rounds = sample_groups(config(dynamic_sampling_rounds=3), questions, session, step=1)
-    assert (rounds, len(rollouts), session.progress.questions_used) == (3, 4, 6)
+    sample = sample_groups(config(dynamic_sampling_rounds=3), questions, session, step=1)
+    assert (sample.rounds, len(sample.chosen), session.progress.questions_used) == (3, 4, 6)
+    assert len(sample.all_sampled) == 12
 
 
 def test_without_dynamic_sampling_the_first_groups_are_taken():
     session, questions = ScriptedSession(), QuestionStream(PROBLEMS, seed=1)
-    rollouts, rounds = sample_groups(config(), questions, session, step=1)
-    assert rounds == 1
-    assert [one.question for one in rollouts[::2]] == [problem.question for problem in questions.take(0, 2)]
+    sample = sample_groups(config(), questions, session, step=1)
+    assert sample.rounds == 1
+    assert sample.chosen == sample.all_sampled
+    assert [one.question for one in sample.chosen[::2]] == [problem.question for problem in questions.take(0, 2)]
 
 
 def test_the_question_stream_visits_all_before_any_again():

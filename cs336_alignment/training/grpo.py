@@ -179,13 +179,13 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
             session.evaluate(0)
         began = monotonic()
         proof = session.sync_engine(problems)
-        rollouts, rounds = sample_groups(config, questions, session, step)
+        sample = sample_groups(config, questions, session, step)
+        rollouts = sample.chosen
         session.engine.sleep()
         sampled = monotonic()
 
-        rewards = torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
         advantages = group_normalized_advantages(
-            rewards, config.group_size, config.advantage_eps, config.normalize_by_std
+            _rewards(rollouts), config.group_size, config.advantage_eps, config.normalize_by_std
         )
         examples = [rollout.example for rollout in rollouts]
         batch = TrainBatch(
@@ -197,11 +197,11 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
         updates = [update(config, part, session) for part in train_batches(config, batch, step)]
 
         metrics: dict[str, Any] = {
-            **rollout_metrics(rollouts),
-            **reward_statistics(rewards, config.group_size),
+            **rollout_metrics(sample.all_sampled),
+            **reward_statistics(_rewards(sample.all_sampled), config.group_size),
             **asdict(proof),
             **mean_metrics(updates),
-            "sampling_rounds": rounds,
+            "sampling_rounds": sample.rounds,
         }
         metrics["alarms"] = collapse_alarms(metrics)
         timing = {"rollout_seconds": sampled - began, "train_seconds": monotonic() - sampled}
@@ -217,16 +217,30 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
             return
 
 
-def sample_groups(
-    config: GRPOConfig, questions: QuestionStream, session: Session, step: int
-) -> tuple[list[Rollout], int]:
-    """A rollout batch, group after group, and the rounds of sampling that it took.
+@dataclass(frozen=True)
+class Sample:
+    """What a step sampled.
+
+    Attributes:
+        chosen: the rollout batch, group after group.
+        all_sampled: the same with the groups that dynamic sampling passed over; what the step's metrics describe.
+        rounds: of sampling.
+    """
+
+    chosen: list[Rollout]
+    all_sampled: list[Rollout]
+    rounds: int
+
+
+def sample_groups(config: GRPOConfig, questions: QuestionStream, session: Session, step: int) -> Sample:
+    """Sample a rollout batch.
 
     With dynamic sampling, groups whose rewards are all equal give way to those of further questions; where the rounds
     do not suffice, the first of them fill the batch up.
 
     Source: DAPO (Yu et al. 2025), section 3.2.
     """
+    sampled: list[Rollout] = []
     useful: list[list[Rollout]] = []
     constant: list[list[Rollout]] = []
     wanted = config.n_prompts_per_rollout_batch
@@ -244,12 +258,17 @@ def sample_groups(
         )
         rollouts = session.sample(asked, sampling)
         if config.dynamic_sampling_rounds == 1:
-            return rollouts, 1
+            return Sample(rollouts, rollouts, rounds=1)
+        sampled += rollouts
         for start in range(0, len(rollouts), config.group_size):
             group = rollouts[start : start + config.group_size]
             (useful if len({rollout.reward for rollout in group}) > 1 else constant).append(group)
     chosen = (useful + constant)[:wanted]
-    return [rollout for group in chosen for rollout in group], round_number
+    return Sample([rollout for group in chosen for rollout in group], sampled, round_number)
+
+
+def _rewards(rollouts: Sequence[Rollout]) -> Tensor:
+    return torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
 
 
 def train_batches(config: GRPOConfig, batch: TrainBatch, step: int) -> Iterator[TrainBatch]:
@@ -287,7 +306,7 @@ def sequence_weights(config: GRPOConfig, batch: TrainBatch) -> Tensor:
 def _signal(config: GRPOConfig, batch: TrainBatch) -> Tensor:
     """What multiplies each sequence's log-probs: without it no gradient."""
     if config.loss_type == "no_baseline":
-        return torch.tensor([rollout.reward for rollout in batch.rollouts], dtype=torch.float64)
+        return _rewards(batch.rollouts)
     return batch.advantages
 
 
