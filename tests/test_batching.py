@@ -1,12 +1,14 @@
 """Plans of microbatches: every row once, as many for each rank, within the budget, groups together."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cs336_alignment.numerics.aggregation import constant_weights, sequence_mean_weights, token_mean_weights
-from cs336_alignment.training.batching import split_by_count, split_by_tokens
+from cs336_alignment.training.batching import split_by_size, split_by_tokens
 from cs336_alignment.training.packing import TokenExample, packed_tokens
 
 
@@ -32,18 +34,19 @@ def test_a_token_budget_is_kept_and_nothing_is_lost(pairs, budget, n_ranks):
 
 
 @given(st.lists(st.integers(1, 60), max_size=40), st.integers(1, 50), st.integers(1, 4))
-def test_equal_counts_keep_the_order(rows, microbatches, n_ranks):
-    plan = split_by_count(rows, microbatches, n_ranks)
+def test_equal_sizes_keep_the_order(rows, size, n_ranks):
+    plan = split_by_size(rows, size, n_ranks)
     assert len({len(parts) for parts in plan}) == 1
     in_turn = [plan[place % n_ranks][place // n_ranks] for place in range(n_ranks * len(plan[0]))]
     assert [row for part in in_turn for row in part] == rows
     sizes = [len(part) for part in in_turn if part]
-    assert not sizes or max(sizes) - min(sizes) <= 1
+    assert not sizes or (max(sizes) - min(sizes) <= 1 and max(sizes) <= size)
+    assert len(sizes) == math.ceil(len(rows) / size)
 
 
 def test_the_handouts_accumulation():
     # 256 rollouts in 128 steps: two a microbatch, on two ranks 64 microbatches each.
-    plan = split_by_count(range(256), 128, 2)
+    plan = split_by_size(range(256), 2, 2)
     assert [len(parts) for parts in plan] == [64, 64]
     assert plan[0][:2] == [[0, 1], [4, 5]]
 

@@ -12,7 +12,6 @@ from cs336_alignment.training.grpo import (
     GRPOConfig,
     TokenLosses,
     TrainBatch,
-    mean_metrics,
     off_policy_metrics,
     sample_groups,
     sampler_difference,
@@ -23,6 +22,7 @@ from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import QuestionStream, RunConfig, Session, shuffled
+from cs336_alignment.training.sft import over_updates
 from tests.common import grad_of
 
 LENGTHS = (3, 1, 4, 2)
@@ -165,18 +165,23 @@ def test_off_policy_metrics_by_hand():
 
 
 def test_train_batches_keep_rollouts_with_their_advantages():
-    settings = config(train_batch_size=2, epochs_per_rollout_batch=3)
+    settings = config(train_batch_size=2, epochs_per_rollout_batch=8)
     assert not settings.on_policy
     parts = list(train_batches(settings, batch(), step=1))
-    assert len(parts) == 6
+    assert len(parts) == 16
     for part in parts:
         for one, advantage, old in zip(part.rollouts, part.advantages, part.old_log_probs or [], strict=True):
             row = LENGTHS.index(one.length)
             assert advantage == ADVANTAGES[row]
             assert old.tolist() == OLD[row].tolist()
-    for epoch in range(3):
+    for epoch in range(8):
         seen = [one.length for part in parts[2 * epoch : 2 * epoch + 2] for one in part.rollouts]
         assert sorted(seen) == sorted(LENGTHS)
+    for part in parts:
+        # Rows 0 and 1 answer one question, rows 2 and 3 another.
+        assert [one.length for one in part.rollouts] in (list(LENGTHS[:2]), list(LENGTHS[2:]))
+    firsts = {parts[2 * epoch].rollouts[0].length for epoch in range(8)}
+    assert firsts == {LENGTHS[0], LENGTHS[2]}
     assert config().on_policy
     (whole,) = train_batches(config(), batch(), step=1)
     assert [one.length for one in whole.rollouts] == list(LENGTHS)
@@ -241,10 +246,21 @@ def test_the_question_stream_visits_all_before_any_again():
     assert shuffled(8, 3, 0) != shuffled(8, 4, 0)
 
 
-def test_mean_metrics_average_but_for_counts():
-    updates = [{"loss": 1.0, "tokens_run": 3, "entropy": None}, {"loss": 2.0, "tokens_run": 4, "entropy": 0.5}]
-    assert mean_metrics(updates) == {"loss": 1.5, "tokens_run": 7, "entropy": 0.5}
-    assert mean_metrics([{"entropy": None}]) == {"entropy": None}
+def test_several_updates_as_one():
+    updates = [
+        {"loss": 1.0, "response_tokens": 0, "tokens_run": 3, "entropy": None},
+        {"loss": 2.0, "response_tokens": 10, "tokens_run": 4, "entropy": 0.5},
+        {"loss": 6.0, "response_tokens": 30, "tokens_run": 5, "entropy": 0.1},
+    ]
+    # (10 * 0.5 + 30 * 0.1) / 40: a mean over tokens weighs updates by theirs.
+    assert over_updates(updates) == {
+        "loss": 3.0,
+        "response_tokens": 40,
+        "tokens_run": 12,
+        "entropy": pytest.approx(0.2),
+    }
+    assert over_updates([{"response_tokens": 0, "entropy": None}]) == {"response_tokens": 0, "entropy": None}
+    assert over_updates([]) == {}
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,20 @@ def test_sequences_without_weight_are_not_run_and_change_nothing(tmp_path):
     all_run, everything = gradient(learner(tmp_path, gradient_accumulation_steps=3), weights)
     skipped, result = gradient(learner(tmp_path, gradient_accumulation_steps=3), weights.where(ADVANTAGES != 0, 0.0))
     assert (everything.sequences_run, result.sequences_run) == (6, 4)
-    # Rows 0, 1, 3 and 5: prompts of 3 and 2 tokens, 3 + 0 and 5 + 4 response tokens to read. In three parts, by
-    # order: [0], [1], [3, 5]: 3 + 3, 2 + 0, 2 + 9.
-    assert result.tokens_run == 6 + 2 + 11
+    # Rows 0, 1, 3 and 5: prompts of 3 and 2 tokens, 3 + 0 and 5 + 4 response tokens to read. In twos, as the six would
+    # be: [0, 1] and [3, 5], which share their prompt: 3 + 3 + 2 + 0 and 2 + 9.
+    assert result.tokens_run == 8 + 11
     assert [scores is None for scores in result.log_probs] == [False, False, True, False, True, False]
     for name, value in all_run.items():
         torch.testing.assert_close(skipped[name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_skipping_makes_fewer_microbatches_not_smaller_ones(tmp_path):
+    run = []
+    weights = torch.tensor([1.0, 0.0, 1.0, 1.0, 0.0, 1.0])
+    one = learner(tmp_path, gradient_accumulation_steps=3)
+    one.step(EXAMPLES, weights, lambda rows: run.append(list(rows)) or reinforce(weights)(rows))
+    assert run == [[0, 2], [3, 5]]
 
 
 def test_the_scale_multiplies_the_gradient_and_not_the_loss():
@@ -134,6 +142,10 @@ def test_score_is_in_the_order_of_the_examples(tmp_path):
     for example, actual in zip(EXAMPLES, scores, strict=False):
         torch.testing.assert_close(actual, one.score([example])[0], rtol=1e-10, atol=1e-12)
     assert len(scores[-1]) == 0
+    # What has no weight is not run.
+    some = one.score(EXAMPLES, torch.tensor([1.0, 0.0, 0.0, 0.5, 0.0, 0.0]))
+    assert [len(actual) for actual in some] == [LENGTHS[0], 0, 0, LENGTHS[3], 0, 0]
+    torch.testing.assert_close(some[3], scores[3], rtol=1e-10, atol=1e-12)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_policy_changes(tmp_path):

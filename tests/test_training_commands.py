@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from transformers import AutoTokenizer
@@ -181,11 +182,11 @@ def test_unique_examples_are_a_seeded_subset():
 
 
 def test_an_interruption_is_noted_and_a_time_limit_kept():
-    interruption = Interruption(Ranks())
+    interruption = Interruption(Ranks(), monotonic())
     assert interruption.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
     assert interruption.reason() == "SIGTERM"
-    assert Interruption(Ranks(), time_limit_minutes=0).reason() == "time limit"
+    assert Interruption(Ranks(), monotonic(), time_limit_minutes=0).reason() == "time limit"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -13,18 +13,18 @@ Microbatch = list[int]
 """Positions of examples in the train batch."""
 
 
-def split_by_count(rows: Sequence[int], microbatches: int, n_ranks: int) -> list[list[Microbatch]]:
-    """The handout's gradient accumulation: so many microbatches of equal size, taken in order, dealt out to the ranks.
+def split_by_size(rows: Sequence[int], size: int, n_ranks: int) -> list[list[Microbatch]]:
+    """The handout's gradient accumulation: microbatches of equal size, taken in order, dealt out to the ranks.
 
     Args:
         rows: the examples to run.
-        microbatches: how many over all ranks; the sizes differ by one at most.
+        size: most examples in a microbatch; as few microbatches as it allows, whose sizes differ by one at most.
         n_ranks: the ranks; a multiple of `n_ranks` microbatches is made, the last of them empty.
 
     Returns:
         For each rank its microbatches.
     """
-    microbatches = min(microbatches, max(1, len(rows)))
+    microbatches = max(1, -(-len(rows) // size))
     bounds = [len(rows) * part // microbatches for part in range(microbatches + 1)]
     parts = [list(rows[start:end]) for start, end in pairwise(bounds)]
     parts += [[] for _ in range(-len(parts) % n_ranks)]

@@ -18,7 +18,7 @@ from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from
-from cs336_alignment.training.sft import SFTStepsConfig, sft_steps, step_metrics
+from cs336_alignment.training.sft import SFTStepsConfig, over_updates, sft_steps, step_metrics
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,7 @@ def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Pro
         sampled = monotonic()
         correct = [rollout for rollout in rollouts if rollout.reward]
         metrics: dict[str, Any] = {**rollout_metrics(rollouts), **asdict(proof), "kept": len(correct)}
-        results = [step_metrics(result) for _, result in _fine_tune(config, correct, session, step)]
-        for name in ("loss", "grad_norm", "entropy"):
-            metrics[name] = mean(result[name] for result in results) if results else None
+        metrics |= over_updates([step_metrics(result) for _, result in _fine_tune(config, correct, session, step)])
         if not correct:
             session.record.warn(f"no rollout of step {step} was correct: there is nothing to imitate")
         session.record.completions(f"rollouts_step_{step}", map(asdict, rollouts))

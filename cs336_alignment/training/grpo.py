@@ -11,7 +11,7 @@ importance sampling are options, all off by default. Rollouts that get no gradie
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ from cs336_alignment.training.expert_iteration import rollout_metrics
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from, shuffled
-from cs336_alignment.training.sft import step_metrics
+from cs336_alignment.training.sft import over_updates, step_metrics
 
 Aggregation = Literal["sequence_mean", "constant", "token_mean"]
 
@@ -129,14 +129,15 @@ class TrainBatch:
     Attributes:
         rollouts: the rollouts.
         advantages: float64 (rollouts,).
-        old_log_probs: under the policy that was current when they were sampled; None on-policy.
+        old_log_probs: under the policy that was current when they were sampled; empty where a sequence gets no
+            gradient; None on-policy.
         reference_log_probs: under the initial policy; None without a KL term.
     """
 
     rollouts: Sequence[Rollout]
     advantages: Tensor
-    old_log_probs: Sequence[Tensor] | None
-    reference_log_probs: Sequence[Tensor] | None
+    old_log_probs: Sequence[Tensor] | None = None
+    reference_log_probs: Sequence[Tensor] | None = None
 
     def __getitem__(self, rows: Sequence[int]) -> "TrainBatch":
         def pick(values: Any) -> Any:
@@ -188,19 +189,18 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
             _rewards(rollouts), config.group_size, config.advantage_eps, config.normalize_by_std
         )
         examples = [rollout.example for rollout in rollouts]
-        batch = TrainBatch(
-            rollouts,
-            advantages,
-            old_log_probs=None if config.on_policy else learner.score(examples),
-            reference_log_probs=session.reference_log_probs(examples) if config.kl_coef else None,
-        )
+        batch = TrainBatch(rollouts, advantages)
+        if not config.on_policy:
+            batch = replace(batch, old_log_probs=learner.score(examples, sequence_weights(config, batch)))
+        if config.kl_coef:
+            batch = replace(batch, reference_log_probs=session.reference_log_probs(examples))
         updates = [update(config, part, session) for part in train_batches(config, batch, step)]
 
         metrics: dict[str, Any] = {
             **rollout_metrics(sample.all_sampled),
             **reward_statistics(_rewards(sample.all_sampled), config.group_size),
             **asdict(proof),
-            **mean_metrics(updates),
+            **over_updates(updates),
             "sampling_rounds": sample.rounds,
         }
         metrics["alarms"] = collapse_alarms(metrics)
@@ -272,11 +272,14 @@ def _rewards(rollouts: Sequence[Rollout]) -> Tensor:
 
 
 def train_batches(config: GRPOConfig, batch: TrainBatch, step: int) -> Iterator[TrainBatch]:
-    """The train batches of every epoch; rollouts keep their advantages wherever they go."""
-    size = len(batch.rollouts)
+    """The train batches of every epoch, in each of them the groups in another order; groups stay together, for the sake
+    of their prompt, and rollouts keep their advantages."""
+    size = config.group_size
+    n_groups = len(batch.rollouts) // size
     for epoch in range(config.epochs_per_rollout_batch):
-        order = range(size) if config.on_policy else shuffled(size, derive_seed(config.run.seed, step), epoch)
-        for start in range(0, size, config.train_batch_size):
+        groups = range(n_groups) if config.on_policy else shuffled(n_groups, derive_seed(config.run.seed, step), epoch)
+        order = [size * group + member for group in groups for member in range(size)]
+        for start in range(0, len(order), config.train_batch_size):
             yield batch[order[start : start + config.train_batch_size]]
 
 
@@ -378,14 +381,3 @@ def off_policy_metrics(config: GRPOConfig, batch: TrainBatch, result: StepResult
         "log_ratio": (policy - old).mean().item(),
         "approximate_kl": k3_divergence(old, policy).mean().item(),
     }
-
-
-def mean_metrics(updates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The mean of each metric over the optimiser steps of a rollout batch; sums for the counts."""
-    metrics = {}
-    for name in dict.fromkeys(name for update in updates for name in update):
-        values = [update[name] for update in updates if update.get(name) is not None]
-        total = sum(values)
-        counts = name in ("response_tokens", "sequences_run", "tokens_run")
-        metrics[name] = total if counts else (total / len(values) if values else None)
-    return metrics

@@ -13,15 +13,16 @@ from cs336_alignment.training.distributed import Ranks
 class Interruption:
     """Whether this run should stop. Installs its signal handlers when made: in the main thread."""
 
-    def __init__(self, ranks: Ranks, time_limit_minutes: float | None = None) -> None:
-        """Start the clock.
+    def __init__(self, ranks: Ranks, began: float, time_limit_minutes: float | None = None) -> None:
+        """Begin to listen.
 
         Args:
             ranks: all of them stop where one is asked to.
-            time_limit_minutes: stop so long after now; leave room for a step and a checkpoint before the job's end.
+            began: when the run did, on the monotonic clock: before its models were loaded.
+            time_limit_minutes: stop so long after it; leave room for a step and a checkpoint before the job's end.
         """
         self._ranks = ranks
-        self._deadline = None if time_limit_minutes is None else monotonic() + 60 * time_limit_minutes
+        self._deadline = None if time_limit_minutes is None else began + 60 * time_limit_minutes
         self._signal: str | None = None
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from cs336_alignment.numerics.log_probs import TokenLoss
 from cs336_alignment.run_folder import write_json_lines
-from cs336_alignment.training.batching import Microbatch, split_by_count, split_by_tokens
+from cs336_alignment.training.batching import Microbatch, split_by_size, split_by_tokens
 from cs336_alignment.training.distributed import Ranks, unwrap
 from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import PackedBatch, TokenExample, pack
@@ -45,7 +45,8 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     """The gradient of a step is scaled down to this norm."""
     gradient_accumulation_steps: int = 128
-    """Microbatches of equal size in an optimiser step, where no token budget is set."""
+    """Microbatches of equal size in an optimiser step, where no token budget is set; fewer where some sequences are not
+    run."""
     token_budget: int | None = None
     """Longest packed microbatch, in tokens; the number of microbatches follows from it."""
 
@@ -124,8 +125,7 @@ class Learner:
         Raises:
             NonFiniteLossError: before the policy is changed.
         """
-        rows = [row for row, weight in enumerate(weights.tolist()) if weight != 0 and examples[row].response_ids]
-        plan = self._plan(examples, rows)
+        plan = self._plan(examples, _rows_to_run(examples, weights))
         parts = []
         for position, microbatch in enumerate(plan):
             # The ranks' gradients meet once a step, with the last microbatch.
@@ -143,14 +143,20 @@ class Learner:
         return result
 
     @torch.no_grad()  # not inference_mode, under which FSDP2 cannot put parameters together
-    def score(self, examples: Sequence[TokenExample], policy: Policy | None = None) -> list[Tensor]:
+    def score(
+        self,
+        examples: Sequence[TokenExample],
+        weights: Float[Tensor, "sequences"] | None = None,
+        policy: Policy | None = None,
+    ) -> list[Tensor]:
         """Log-probs of each example's response tokens, without gradient.
 
         Args:
             examples: the same on every rank, which share the work.
+            weights: as in `step`; examples with weight 0 are not run, and their log-probs are empty. None runs all.
             policy: another than the one in training, such as a reference.
         """
-        rows = [row for row, example in enumerate(examples) if example.response_ids]
+        rows = _rows_to_run(examples, torch.ones(len(examples)) if weights is None else weights)
         parts = []
         for microbatch in self._plan(examples, rows):
             batch = _pack(examples, microbatch, self.ranks.device)
@@ -161,7 +167,9 @@ class Learner:
     def _plan(self, examples: Sequence[TokenExample], rows: list[int]) -> list[Microbatch]:
         """This rank's microbatches, as many as every other rank's."""
         if self.config.token_budget is None:
-            plan = split_by_count(rows, self.config.gradient_accumulation_steps, self.ranks.count)
+            # The handout's size, also where some of the examples are not run.
+            size = -(-len(examples) // self.config.gradient_accumulation_steps)
+            plan = split_by_size(rows, size, self.ranks.count)
         else:
             plan = split_by_tokens(examples, rows, self.config.token_budget, self.ranks.count)
         return plan[self.ranks.index]
@@ -228,6 +236,10 @@ class _Part:
     row_tokens: int
     lengths: tuple[int, ...]
     scores: TokenScores
+
+
+def _rows_to_run(examples: Sequence[TokenExample], weights: Tensor) -> list[int]:
+    return [row for row, weight in enumerate(weights.tolist()) if weight != 0 and examples[row].response_ids]
 
 
 def _pack(examples: Sequence[TokenExample], microbatch: Microbatch, device: torch.device) -> PackedBatch:

@@ -145,6 +145,7 @@ class Session:
         Raises:
             UsageError: the run folder holds a run already, and resume is "never".
         """
+        began = monotonic()
         if run.threads is not None:
             torch.set_num_threads(run.threads)
         self.ranks = ranks or Ranks(run.sharding)
@@ -181,7 +182,7 @@ class Session:
                 )
             )
             self.progress.wandb_id = self.record.wandb_id
-            self._interruption = Interruption(self.ranks, run.time_limit_minutes)
+            self._interruption = Interruption(self.ranks, began, run.time_limit_minutes)
             self._stack = stack.pop_all()
 
     def __enter__(self) -> "Session":
@@ -214,7 +215,7 @@ class Session:
     def reference_log_probs(self, examples: Sequence[TokenExample]) -> list[Tensor]:
         """Log-probs of each example's response tokens under the initial policy."""
         assert self._reference is not None, "the session was opened without keep_reference"
-        return self.learner.score(examples, self._reference)
+        return self.learner.score(examples, policy=self._reference)
 
     def evaluate(self, step: int) -> dict[str, Any]:
         """Accuracy of the policy on the evaluation problems, logged as step `step`; the engine must be in sync."""
@@ -231,11 +232,11 @@ class Session:
         )
         seconds = monotonic() - began
         summary = summarize(graded, seconds)
+        self.progress.best_accuracy = max(summary["accuracy"], self.progress.best_accuracy or 0.0)
+        summary["best_accuracy"] = self.progress.best_accuracy
         timing = {name: summary.pop(name) for name in list(summary) if "second" in name}
         self.record.log("eval", step, summary, timing)
         self.record.completions(f"eval_step_{step}", graded)
-        best = self.progress.best_accuracy
-        self.progress.best_accuracy = max(summary["accuracy"], best or 0.0)
         return summary
 
     def evaluation_due(self, step: int) -> bool:
@@ -247,6 +248,7 @@ class Session:
         self.progress.optimizer_steps = self.learner.steps_taken
         reason = self._interruption.reason()
         if reason or step % self.run.checkpoint_every == 0 or step == self._steps:
+            self.engine.sleep()  # a sharded policy is put together to be saved
             self._checkpoints.save(self.learner, self.progress)
         if reason and step < self._steps:
             self.record.warn(f"stopped after step {step} ({reason}); go on with --output {self.folder} --resume auto")

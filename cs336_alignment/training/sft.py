@@ -170,3 +170,18 @@ def step_metrics(result: StepResult) -> dict[str, Any]:
         "sequences_run": result.sequences_run,
         "tokens_run": result.tokens_run,
     }
+
+
+def over_updates(updates: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The metrics of several optimiser steps as one step's: sums of counts, the mean loss and gradient norm, and of all
+    that is a mean over response tokens the mean over the tokens of all of them."""
+    metrics: dict[str, Any] = {}
+    for name in dict.fromkeys(name for update in updates for name in update):
+        known = [update for update in updates if update.get(name) is not None]
+        if name in ("response_tokens", "sequences_run", "tokens_run"):
+            metrics[name] = sum(update[name] for update in known)
+        else:
+            weights = [1 if name in ("loss", "grad_norm") else update["response_tokens"] for update in known]
+            total = sum(weight * update[name] for weight, update in zip(weights, known, strict=True))
+            metrics[name] = total / sum(weights) if known else None
+    return metrics
