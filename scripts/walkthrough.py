@@ -120,6 +120,7 @@ def algorithms(config: Config) -> dict[str, Callable[[], bool]]:
         optimizer(1e-3),
         SFTStepsConfig(epochs=2, batch_size=32),
         n_ei_steps=config.n_ei_steps,
+        questions_per_step=1024,
     )
     grpo = GRPOConfig(
         run("grpo", eval_every=10, checkpoint_every=100), optimizer(2.5e-4), n_grpo_steps=config.n_grpo_steps
