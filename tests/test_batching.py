@@ -12,17 +12,17 @@ from cs336_alignment.training.batching import split_by_size, split_by_tokens
 from cs336_alignment.training.packing import TokenExample, packed_tokens
 
 
-def example(prompt: int, length: int) -> TokenExample:
-    """A prompt of ten tokens that its number tells apart."""
-    return TokenExample((prompt,) * 10, (0,) * length)
+def example(prompt: int, length: int, stem: int = 0) -> TokenExample:
+    """A prompt of ten tokens that its number tells apart, behind a stem that all share."""
+    return TokenExample((*range(stem), *(100 + prompt,) * 10), (0,) * length)
 
 
 lengths = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 60)), max_size=40)
 
 
-@given(lengths, st.integers(1, 200), st.integers(1, 4))
-def test_a_token_budget_is_kept_and_nothing_is_lost(pairs, budget, n_ranks):
-    examples = [example(*pair) for pair in pairs]
+@given(lengths, st.integers(1, 200), st.integers(1, 4), st.integers(0, 30))
+def test_a_token_budget_is_kept_and_nothing_is_lost(pairs, budget, n_ranks, stem):
+    examples = [example(*pair, stem=stem) for pair in pairs]
     plan = split_by_tokens(examples, range(len(examples)), budget, n_ranks)
     assert len(plan) == n_ranks
     assert len({len(microbatches) for microbatches in plan}) == 1
@@ -58,6 +58,14 @@ def test_a_group_shares_its_prompt_where_it_fits():
     assert split_by_tokens(examples, range(6), 74, 1) == [[[0, 2, 4, 1, 3, 5]]]
     # Within 30, pieces of 10 + 2 * 9 = 28 and 10 + 9 = 19: the prompt is computed twice.
     assert split_by_tokens(examples, range(6), 30, 1) == [[[0, 2], [1, 3], [4], [5]]]
+
+
+def test_a_stem_counts_once_a_microbatch():
+    # Behind 20 shared tokens four prompts of 10 with 6 - 1 more each: 20 + 4 * 15 in one row, 20 + 2 * 15 in two.
+    examples = [example(prompt, 6, stem=20) for prompt in range(4)]
+    assert split_by_tokens(examples, range(4), 80, 1) == [[[0, 1, 2, 3]]]
+    assert split_by_tokens(examples, range(4), 79, 1) == [[[0, 2], [1, 3]]]
+    assert split_by_tokens(examples, range(4), 49, 1) == [[[0], [1], [2], [3]]]
 
 
 def test_costs_are_balanced_over_ranks():

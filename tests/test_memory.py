@@ -30,7 +30,7 @@ from cs336_alignment.training.memory import (
 )
 from cs336_alignment.training.memory_check import check_memory, predict_run
 from cs336_alignment.training.microbatch import backward_microbatch
-from cs336_alignment.training.packing import Layout, TokenExample, pack
+from cs336_alignment.training.packing import Layout, Segment, TokenExample, pack
 from cs336_alignment.training.policy import Policy
 from cs336_alignment.training.session import RunConfig
 from tests.common import REPOSITORY, TINY_QWEN2
@@ -69,8 +69,9 @@ def test_parameters_of_models_at_hand(path):
 
 
 def test_rows():
-    # 3 + 2 + 1 tokens and 4 + 5; the responses see 3 + 2 and 3 + 1 keys, and 4 + 5.
-    row = Row.of_layout(Layout(((3, (2, 1)), (4, (5,)))))
+    # 3 + 2 + 1 tokens and 4 + 5; the responses see 3 + 2 and 3 + 1 keys, and 4 + 5; what follows nothing copies none.
+    segments = (Segment(0), Segment(3, (0,)), Segment(2, (0, 1)), Segment(1, (0, 1)), Segment(4, (0,)))
+    row = Row.of_layout(Layout((*segments, Segment(5, (0, 4)))))
     assert row == Row(tokens=15, keys=5 + 4 + 9, pairs=2 * 5 + 1 * 4 + 5 * 9)
     assert Row.filled(10, longest=7) == Row(tokens=10, keys=20, pairs=70)
 

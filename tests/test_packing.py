@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
 from cs336_alignment.numerics.log_probs import get_response_log_probs
-from cs336_alignment.training.packing import Layout, TokenExample, pack, packed_attention, packed_tokens
+from cs336_alignment.training.packing import (
+    Layout,
+    Segment,
+    TokenExample,
+    pack,
+    packed_attention,
+    packed_tokens,
+    stem_length,
+)
 from cs336_alignment.training.policy import Policy
 from tests.common import TINY_QWEN2
 from tests.fakes import FakeLM, FakeTokenizer
@@ -35,16 +43,48 @@ def test_the_layout_of_a_row_by_hand():
     # Each first token is predicted by the end of its prompt: place 2 for A, 8 for B.
     assert batch.predictors.tolist() == [2, 3, 4, 5, 8, 2, 6, 8, 9, 10]
     assert batch.lengths == (4, 1, 2, 3)
-    assert batch.layout.groups == ((3, (3, 1)), (2, (0, 2)))
+    one, other = (0, 1), (0, 4)
+    assert batch.layout.segments == (
+        *(Segment(0), Segment(3, (0,)), Segment(3, one), Segment(1, one)),
+        *(Segment(2, (0,)), Segment(0, other), Segment(2, other)),
+    )
     assert batch.row_tokens == packed_tokens(EXAMPLES) == 11
+
+
+STEMMED = [TokenExample((1, 2, 3, 4), (5, 6)), TokenExample((1, 2, 7), (8, 9)), TokenExample((1, 2, 7), (8, 10))]
+
+
+def test_what_prompts_begin_with_is_laid_once():
+    batch = pack(STEMMED)
+    assert batch.input_ids.tolist() == [[1, 2, 3, 4, 5, 7, 8, 8]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 2, 3, 3]]
+    assert batch.predictors.tolist() == [3, 4, 5, 6, 5, 7]
+    assert batch.layout.segments == (
+        *(Segment(2), Segment(2, (0,)), Segment(1, (0, 1))),
+        *(Segment(1, (0,)), Segment(1, (0, 3)), Segment(1, (0, 3))),
+    )
+    assert batch.row_tokens == packed_tokens(STEMMED) == 8
+    order, _, keys, _, _ = batch.layout.varlen(torch.device("cpu"))
+    # Keys of: the stem | it and 3, 4 | these and 5 | the stem and 7 | these and 8 | and the other 8
+    assert order.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 5, 0, 1, 5, 6, 0, 1, 5, 7]
+    assert keys.tolist() == [0, 2, 6, 11, 14, 18, 22]
+
+
+def test_the_stem_leaves_each_prompt_a_token():
+    assert stem_length([(1, 2, 3, 4), (1, 2, 7)]) == 2
+    assert stem_length([(1, 2), (1, 2, 7), (1, 2, 8)]) == 1
+    assert stem_length([(1,), (1, 2)]) == 0
+    assert stem_length([(1, 2, 3), (2, 2, 3)]) == 0
+    assert stem_length([(1, 2, 3), (1, 2, 3)]) == 0
+    assert stem_length([]) == 0
 
 
 def test_varlen_arrays_by_hand():
     order, queries, keys, longest_query, longest_key = pack(EXAMPLES).layout.varlen(torch.device("cpu"))
-    # Keys of: A | A and 3 | A and 1 | B | B and none | B and 2
+    # Keys of: no stem | A | A and 3 | A and 1 | B | B and none | B and 2
     assert order.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, 8, 7, 8, 7, 8, 9, 10]
-    assert queries.tolist() == [0, 3, 6, 7, 9, 9, 11]
-    assert keys.tolist() == [0, 3, 9, 13, 15, 17, 21]
+    assert queries.tolist() == [0, 0, 3, 6, 7, 9, 9, 11]
+    assert keys.tolist() == [0, 0, 3, 9, 13, 15, 17, 21]
     assert (longest_query, longest_key) == (3, 6)
 
 
@@ -64,10 +104,11 @@ def alone(model, example, vocab_size):
     return log_probs[len(example.prompt_ids) - 1 :]
 
 
+@pytest.mark.parametrize("stem", [(), (9, 8, 7, 6, 5)], ids=["no stem", "stem"])
 @pytest.mark.parametrize("activation_checkpointing", [False, True])
-def test_packed_log_probs_and_gradients_on_a_tiny_qwen2(model, activation_checkpointing):
+def test_packed_log_probs_and_gradients_on_a_tiny_qwen2(model, activation_checkpointing, stem):
     generator = np.random.default_rng(0)
-    prompts = [tuple(generator.integers(0, 300, length).tolist()) for length in (7, 40, 1)]
+    prompts = [(*stem, *generator.integers(0, 300, length).tolist()) for length in (7, 40, 1)]
     examples = [
         TokenExample(prompts[place % 3], tuple(generator.integers(0, 300, length).tolist()))
         for place, length in enumerate((5, 1, 12, 30, 2, 1, 8))
@@ -90,7 +131,7 @@ def test_packed_log_probs_and_gradients_on_a_tiny_qwen2(model, activation_checkp
 token_ids = st.lists(st.integers(0, 22), min_size=1, max_size=6).map(tuple)
 
 
-@given(st.lists(st.tuples(st.sampled_from([A, B, (7,)]), token_ids), min_size=1, max_size=6))
+@given(st.lists(st.tuples(st.sampled_from([A, B, (7,), (*A, 4), (1, 2, 5)]), token_ids), min_size=1, max_size=6))
 def test_packing_changes_nothing_in_float64(pairs):
     """Together in one row, or one by one: 1e-10, gradients included."""
     examples = [TokenExample(*pair) for pair in pairs]
@@ -104,7 +145,8 @@ def test_packing_changes_nothing_in_float64(pairs):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-10, atol=1e-12)
 
 
-def test_flash_attention_gets_arrays_that_mean_the_same(monkeypatch):
+@pytest.mark.parametrize("examples", [EXAMPLES, STEMMED], ids=["no stem", "stem"])
+def test_flash_attention_gets_arrays_that_mean_the_same(monkeypatch, examples):
     """flash-attn's contract, written out segment by segment, in its place: as on a GPU, but for the kernel."""
 
     def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale, causal):
@@ -125,9 +167,9 @@ def test_flash_attention_gets_arrays_that_mean_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "flash_attn", fake)
     from cs336_alignment.training.packing import _flash_segments
 
-    layout = pack(EXAMPLES).layout
-    query = torch.randn(1, 4, 11, 6)
-    key, value = torch.randn(1, 2, 11, 6), torch.randn(1, 2, 11, 6)
+    batch = pack(examples)
+    query, layout = torch.randn(1, 4, batch.row_tokens, 6), batch.layout
+    key, value = torch.randn(1, 2, batch.row_tokens, 6), torch.randn(1, 2, batch.row_tokens, 6)
     expected, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
     torch.testing.assert_close(_flash_segments(query, key, value, layout, 0.3), expected)
 
@@ -153,4 +195,4 @@ def test_nothing_to_pack_is_an_error(examples):
 
 
 def test_layouts_are_values():
-    assert Layout(((1, (2,)),)) == Layout(((1, (2,)),))
+    assert Layout((Segment(1), Segment(2, (0,)))) == Layout((Segment(1), Segment(2, (0,))))

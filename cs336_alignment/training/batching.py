@@ -7,7 +7,7 @@ microbatches as any other, for their gradients meet in collective operations; on
 from collections.abc import Sequence
 from itertools import pairwise
 
-from cs336_alignment.training.packing import TokenExample, packed_tokens
+from cs336_alignment.training.packing import TokenExample, packed_tokens, stem_length
 
 Microbatch = list[int]
 """Positions of examples in the train batch."""
@@ -36,8 +36,9 @@ def split_by_tokens(
 ) -> list[list[Microbatch]]:
     """As few microbatches as the budget allows, of nearly equal cost, responses to one prompt together.
 
-    The cost of a microbatch is the length of its packed row. Each group goes, largest first, to the microbatch that is
-    shortest so far; where one comes out over the budget, all is done again with one more on every rank.
+    The cost of a microbatch is the length of its packed row: the stem of all prompts, and what each group adds to it.
+    Each group goes, largest first, to the microbatch that is shortest so far; where one comes out over the budget, all
+    is done again with one more on every rank.
 
     Args:
         examples: the train batch.
@@ -49,9 +50,10 @@ def split_by_tokens(
         For each rank its microbatches.
     """
     groups = _groups_within(examples, rows, token_budget)
-    costs = [packed_tokens([examples[row] for row in group]) for group in groups]
+    stem = stem_length(examples[row].prompt_ids for row in rows)
+    costs = [packed_tokens([examples[row] for row in group]) - stem for group in groups]
     largest_first = sorted(range(len(groups)), key=lambda group: -costs[group])
-    limit = max([token_budget, *costs])
+    limit = max([token_budget - stem, *costs])
     count = n_ranks * max(1, -(-sum(costs) // (limit * n_ranks)))
     while True:
         parts: list[Microbatch] = [[] for _ in range(count)]

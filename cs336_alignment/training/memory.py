@@ -91,8 +91,8 @@ class Row:
 
     Attributes:
         tokens: its length.
-        keys: that its responses see, those of the prompts once a response.
-        pairs: (query, key) of all responses, masked ones included.
+        keys: that segments see which follow others, once for each of them.
+        pairs: (query, key) of these, masked ones included.
     """
 
     tokens: int
@@ -101,8 +101,12 @@ class Row:
 
     @classmethod
     def of_layout(cls, layout: Layout) -> "Row":
-        seen = [(length, prompt + length) for prompt, responses in layout.groups for length in responses]
-        return cls(sum(layout.segments), sum(keys for _, keys in seen), sum(length * keys for length, keys in seen))
+        seen = [
+            (segment.length, layout.followed(segment) + segment.length)
+            for segment in layout.segments
+            if segment.length and layout.followed(segment)
+        ]
+        return cls(sum(layout.lengths), sum(keys for _, keys in seen), sum(length * keys for length, keys in seen))
 
     @classmethod
     def filled(cls, tokens: int, longest: int) -> "Row":

@@ -1,18 +1,19 @@
-"""Sequences laid end to end in one row, every distinct prompt once: no padding, and no prompt computed G times.
+"""Sequences laid end to end in one row, what they begin with in common once: no padding, no prompt computed G times.
 
-    row:        [prompt A][response A1][response A2] ... [prompt B][response B1] ...
-    sees:        itself    A and itself A and itself       itself   B and itself
+    row:      [stem] [prompt A] [response A1] [response A2] ... [prompt B] [response B1] ...
+    follows:          stem       stem, A       stem, A           stem       stem, B
 
-A group of G rollouts shares one prompt, most of its tokens. A response's queries attend to the keys of its prompt and
-to its own; positions count on from the prompt. So every hidden state is the one that the sequence would have alone,
-forward and backward: the gradients of G responses meet in their prompt's keys. The last token of a response predicts
-nothing and is left out; the first is predicted by the prompt's last token, which the group shares as well.
+A group of G rollouts shares one prompt, most of its tokens; all prompts share the stem, their template's preamble. The
+queries of a segment attend to the keys of the segments that it follows and to its own; positions count on. So every
+hidden state is the one that the sequence would have alone, forward and backward: the gradients of G responses meet in
+their prompt's keys. The last token of a response predicts nothing and is left out; the first is predicted by the
+prompt's last token, which the group shares as well.
 
 This is a transformers attention implementation: load a model with `attn_implementation=PACKED_ATTENTION` and pass
 `layout=`. It needs causal full attention. Without `layout` it is plain causal attention over right-padded rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -36,22 +37,39 @@ class TokenExample:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Where the segments of a row lie: for each prompt its length, and the lengths of the responses that follow it."""
+class Segment:
+    """Neighbouring tokens of a row; each sees those before it in the segment, and all of the segments that it follows.
 
-    groups: tuple[tuple[int, tuple[int, ...]], ...]
+    Attributes:
+        length: how many tokens.
+        follows: numbers of earlier segments, in the order of their positions.
+    """
+
+    length: int
+    follows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the segments of a row lie: one after the other."""
+
+    segments: tuple[Segment, ...]
 
     @property
-    def segments(self) -> list[int]:
-        return [length for prompt, responses in self.groups for length in (prompt, *responses)]
+    def lengths(self) -> list[int]:
+        return [segment.length for segment in self.segments]
+
+    def followed(self, segment: Segment) -> int:
+        """How many tokens come before a segment's own: the position of its first."""
+        return sum(self.segments[number].length for number in segment.follows)
 
     def masks(self, device: torch.device) -> dict[tuple[int, int], Tensor]:
-        """(prompt length, response length) -> bool (response, prompt + response), true where a key is seen."""
+        """(tokens before the segment, its own) -> bool (own, before + own), true where a key is seen."""
         if device not in self._masks:
+            sizes = {(self.followed(segment), segment.length) for segment in self.segments if self.followed(segment)}
             self._masks[device] = {
-                (prompt, length): torch.ones(length, prompt + length, dtype=torch.bool, device=device).tril(prompt)
-                for prompt, responses in self.groups
-                for length in responses
+                (before, own): torch.ones(own, before + own, dtype=torch.bool, device=device).tril(before)
+                for before, own in sizes
             }
         return self._masks[device]
 
@@ -63,16 +81,12 @@ class Layout:
         """The same as flash-attn takes it: which keys in which order, the segments' bounds among queries and keys
         (int32), and the longest segment of each. Where a segment has more keys than queries, its last ones align."""
         if device not in self._varlen:
-            keys: list[Tensor] = []
-            start = 0
-            for prompt, responses in self.groups:
-                prompt_keys = torch.arange(start, start + prompt)
-                keys.append(prompt_keys)
-                start += prompt
-                for length in responses:
-                    keys.append(torch.cat([prompt_keys, torch.arange(start, start + length)]))
-                    start += length
-            counts = torch.tensor([[0, *self.segments], [0, *map(len, keys)]])
+            places = list(torch.arange(sum(self.lengths)).split(self.lengths))
+            keys = [
+                torch.cat([*(places[number] for number in segment.follows), own])
+                for segment, own in zip(self.segments, places, strict=True)
+            ]
+            counts = torch.tensor([[0, *self.lengths], [0, *map(len, keys)]])
             bounds = counts.cumsum(dim=1).to(device, torch.int32)
             longest_query, longest_key = counts.amax(dim=1).tolist()
             self._varlen[device] = torch.cat(keys).to(device), bounds[0], bounds[1], longest_query, longest_key
@@ -108,7 +122,7 @@ class PackedBatch:
 
 
 def pack(examples: Sequence[TokenExample], device: torch.device | str = "cpu") -> PackedBatch:
-    """Lay examples end to end, those with the same prompt behind one copy of it.
+    """Lay examples end to end, those with the same prompt behind one copy of it, all behind one of the stem.
 
     Raises:
         ValueError: no examples, or one without prompt or response tokens.
@@ -118,37 +132,49 @@ def pack(examples: Sequence[TokenExample], device: torch.device | str = "cpu") -
     rows_of: dict[tuple[int, ...], list[int]] = {}
     for row, example in enumerate(examples):
         rows_of.setdefault(example.prompt_ids, []).append(row)
-    ids: list[int] = []
-    positions: list[int] = []
+    stem = stem_length(rows_of)
+    ids = list(examples[0].prompt_ids[:stem])
+    positions = list(range(stem))
     predictors: list[list[int]] = [[] for _ in examples]
+    segments = [Segment(stem)]
     for prompt_ids, rows in rows_of.items():
-        ids += prompt_ids
-        positions += range(len(prompt_ids))
+        ids += prompt_ids[stem:]
+        positions += range(stem, len(prompt_ids))
         prompt_end = len(ids)
+        prompt = len(segments)
+        segments.append(Segment(len(prompt_ids) - stem, follows=(0,)))
         for row in rows:
             inputs = examples[row].response_ids[:-1]
             predictors[row] = [prompt_end - 1, *range(len(ids), len(ids) + len(inputs))]
             ids += inputs
             positions += range(len(prompt_ids), len(prompt_ids) + len(inputs))
+            segments.append(Segment(len(inputs), follows=(0, prompt)))
     return PackedBatch(
         input_ids=torch.tensor([ids], device=device),
         position_ids=torch.tensor([positions], device=device),
         labels=torch.tensor([token for example in examples for token in example.response_ids], device=device),
         predictors=torch.tensor([place for places in predictors for place in places], device=device),
         lengths=tuple(len(example.response_ids) for example in examples),
-        layout=Layout(
-            tuple(
-                (len(prompt_ids), tuple(len(examples[row].response_ids) - 1 for row in rows))
-                for prompt_ids, rows in rows_of.items()
-            )
-        ),
+        layout=Layout(tuple(segments)),
     )
+
+
+def stem_length(prompts: Iterable[tuple[int, ...]]) -> int:
+    """The tokens that all prompts begin with, but for the last one of any; 0 where there is one prompt only."""
+    prompts = set(prompts)
+    if len(prompts) < 2:
+        return 0
+    # What the first and the last in alphabetical order share, all between them share.
+    first, last = min(prompts), max(prompts)
+    limit = min(map(len, prompts)) - 1
+    return next((place for place in range(limit) if first[place] != last[place]), limit)
 
 
 def packed_tokens(examples: Sequence[TokenExample]) -> int:
     """The length of the row that `pack` makes: what a microbatch costs."""
     prompts = {example.prompt_ids for example in examples}
-    return sum(map(len, prompts)) + sum(len(example.response_ids) - 1 for example in examples)
+    shared = stem_length(prompts) * (len(prompts) - 1)
+    return sum(map(len, prompts)) - shared + sum(len(example.response_ids) - 1 for example in examples)
 
 
 def packed_attention(
@@ -185,24 +211,26 @@ def packed_attention(
 def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
     """One call a segment, so that no work goes into pairs that may not see each other."""
     masks = layout.masks(query.device)
-    pieces = zip(*(tensor.split(layout.segments, dim=2) for tensor in (query, key, value)), strict=True)
+    queries, keys, values = (tensor.split(layout.lengths, dim=2) for tensor in (query, key, value))
     attended = []
-    for prompt_length, response_lengths in layout.groups:
-        prompt_query, prompt_key, prompt_value = next(pieces)
-        attended.append(
-            scaled_dot_product_attention(prompt_query, prompt_key, prompt_value, is_causal=True, scale=scaling)
-        )
-        for length in response_lengths:
-            own_query, own_key, own_value = next(pieces)
-            keys, values = torch.cat([prompt_key, own_key], dim=2), torch.cat([prompt_value, own_value], dim=2)
-            mask = masks[prompt_length, length]
-            if length:
-                attended.append(scaled_dot_product_attention(own_query, keys, values, attn_mask=mask, scale=scaling))
+    for number, segment in enumerate(layout.segments):
+        before = layout.followed(segment)
+        if segment.length and not before:
+            piece = queries[number], keys[number], values[number]
+            attended.append(scaled_dot_product_attention(*piece, is_causal=True, scale=scaling))
+        elif segment.length:
+            seen_keys, seen_values = (
+                torch.cat([pieces[other] for other in (*segment.follows, number)], dim=2) for pieces in (keys, values)
+            )
+            mask = masks[before, segment.length]
+            attended.append(
+                scaled_dot_product_attention(queries[number], seen_keys, seen_values, attn_mask=mask, scale=scaling)
+            )
     return torch.cat(attended, dim=2)
 
 
 def _flash_segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """All segments in one call of flash-attn, keys and values of a prompt repeated for each of its responses."""
+    """All segments in one call of flash-attn, keys and values repeated for each segment that follows them."""
     from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
 
     order, query_bounds, key_bounds, longest_query, longest_key = layout.varlen(query.device)
