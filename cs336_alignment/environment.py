@@ -84,6 +84,7 @@ def describe() -> dict[str, Any]:
         "hardware": {
             "platform": platform.platform(),
             "cpu_cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
             "gpus": _nvidia_smi("name"),
         },
     }

@@ -28,14 +28,15 @@ from cs336_alignment.run_folder import read_complete_json_lines, read_json, writ
 ROOT = Path(__file__).resolve().parents[1]
 ALGORITHMS = {
     "grpo": ("train_grpo.py", "--n-grpo-steps 6 --rollout-batch-size 32 --train-batch-size 16 --group-size 4 "
-             "--loss-type grpo_clip --learning-rate 1e-3 --keep-completions-every 2"),
+             "--loss-type grpo_clip --learning-rate 1e-3 --keep-completions-every 2 --kl-coef 0.1 --importance-cap 2 "
+             "--dynamic-sampling-rounds 2"),
     "expert_iteration": ("train_expert_iteration.py", "--n-ei-steps 4 --questions-per-step 24 --batch-size 8 "
                          "--learning-rate 1e-3"),
     "sft": ("train_sft.py", "--unique-examples 64 --epochs 2 --batch-size 8 --learning-rate 1e-3"),
 }  # fmt: skip
 COMMON = (
     "--model data/policy --train-data data/arithmetic/train.jsonl --eval-data data/arithmetic/dev.jsonl "
-    "--eval-limit 16 --eval-every 3 --checkpoint-every 1 --max-tokens 48 --token-budget 1024 --engine transformers "
+    "--eval-limit 16 --eval-every 3 --checkpoint-every 2 --max-tokens 48 --token-budget 1024 --engine transformers "
     "--wandb disabled --threads 1 --resume auto"
 )
 
@@ -122,6 +123,8 @@ def killed_after(config: Config, folder: Path, seconds: float) -> bool:
         process.kill()
         process.wait()
         return True
+    if process.returncode:
+        sys.exit(f"the run in {folder} failed; to see why: {' '.join(command(config, folder))}")
     return False
 
 

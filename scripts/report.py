@@ -113,10 +113,12 @@ def protocol(folder: Path, n: int) -> str:
     path = folder / "run.json"
     if not path.exists():
         return f"n = {n:,}"
-    run = read_json(path)["config"]["run"]
+    record = read_json(path)
+    run, engine = record["config"]["run"], record["protocol"]["engine"]
     data = Path(run["eval_data"])
     sampling = f"T = {run['eval_temperature']:g}, at most {run['max_tokens']:,} tokens"
-    return f"{data.parent.name}/{data.stem}, {run['prompt']}, n = {n:,}, {sampling}"
+    computed = f"{engine['engine']} {engine['dtype']}"
+    return f"{data.parent.name}/{data.stem}, {run['prompt']}, n = {n:,}, {sampling}, {computed}"
 
 
 def accuracy(row: dict[str, Any]) -> str:

@@ -1,4 +1,6 @@
-"""Sample reasoning traces from a model, for SFT to imitate: JSON lines of prompt, response, ground_truth, reward.
+"""Sample reasoning traces from a model, for SFT to imitate.
+
+JSON lines of prompt, response, ground_truth, finish_reason, reward.
 
     uv run python scripts/sample_traces.py --model MODEL --data data/gsm8k/train_full.jsonl --output traces.jsonl
     uv run python scripts/train_sft.py --data traces.jsonl --filter-correct ...
@@ -57,6 +59,7 @@ def run(config: Config) -> None:
             "prompt": prompt,
             "response": completion.text,
             "ground_truth": problem.gold,
+            "finish_reason": completion.finish_reason,
             "reward": grader(completion.text, problem.gold, True).rewards["reward"],
         }
         for problem, prompt, group in zip(problems, prompts, groups, strict=True)

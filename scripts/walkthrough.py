@@ -4,7 +4,7 @@
     uv run python scripts/walkthrough.py --seed 1 --output runs/walkthrough-1
 
 Trains on the embedded training split, watches the development split, and asks the test split at the beginning and at
-the end, at temperature 1.0 and greedily. About a quarter of an hour on two cores. Writes report.md with the table, the
+the end, at temperature 1.0 and greedily. Eleven minutes on two cores. Writes report.md with the table, the
 curves and what the policy wrote before and after; each algorithm's run folder lies beside it.
 """
 

@@ -24,13 +24,15 @@ EXAMPLES = [
     for row, length in enumerate(LENGTHS)
 ]
 ADVANTAGES = torch.tensor([1.0, -0.5, 0.0, 2.0, 0.0, -1.5, 0.7], dtype=torch.float64)
+BUDGETS = (None, 6)
+"""One example a microbatch, five microbatches; and longer rows. Either way some rank has an empty one."""
 PROBLEMS = [Problem(f"what is {number}", str(number)) for number in range(5)]
 
 
 def train(ranks: Ranks, folder: Path, token_budget: int | None) -> dict[str, Any]:
     """Three optimiser steps; every figure that a rank could get wrong."""
     config = OptimizerConfig(
-        learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=3, token_budget=token_budget
+        learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=7, token_budget=token_budget
     )
     learner = Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder)
     lengths = torch.tensor(LENGTHS)
@@ -64,7 +66,7 @@ def grade(response: str, gold: str, fast: bool):
 def main() -> None:
     output = Path(sys.argv[1])
     ranks = Ranks("fsdp2" if "fsdp2" in sys.argv else "ddp")
-    results = [train(ranks, output.parent, token_budget) for token_budget in (None, 12)]
+    results = [train(ranks, output.parent, token_budget) for token_budget in BUDGETS]
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))
 

@@ -90,7 +90,7 @@ def test_a_row_cut_short_by_a_kill_is_dropped(run):
 def test_panels_without_data_are_left_out(run):
     figure = draw_curves([read_curves(run, "ours")])
     labels = [axes.get_ylabel() for axes in figure.axes[::2]]
-    assert [label.split()[0] for label in labels] == ["mean", "accuracy,", "entropy,", "mean", "gradient"]
+    assert [label.split()[0] for label in labels] == ["mean", "accuracy,", "entropy", "mean", "gradient"]
     assert [axes.get_xlabel() for axes in figure.axes[-2:]] == ["step of the algorithm", "wall-clock, minutes"]
     by_step, by_minutes = (np.asarray(axes.lines[0].get_xdata()).tolist() for axes in figure.axes[:2])
     assert (by_step, by_minutes) == ([1, 2, 3], [0.5, 1.0, 2.0])
@@ -119,15 +119,16 @@ def test_report_of_one_run(run, capsys):
         {
             "config": {
                 "run": {"eval_data": "data/x/dev.jsonl", "prompt": "r1_zero", "max_tokens": 96, "eval_temperature": 1.0}
-            }
+            },
+            "protocol": {"engine": {"engine": "transformers 5", "dtype": "float32"}},
         },
     )
     report.main(report.Config(runs=(run,)))
     assert (run / "report.png").read_bytes().startswith(b"\x89PNG")
     [row] = [text for text in (run / "report.md").read_text().splitlines() if text.startswith("| grpo")]
     assert row == (
-        "| grpo | 3 | 2.5 | x/dev, r1_zero, n = 64, T = 1, at most 96 tokens | 25.0 (20.0 to 30.0) "
-        "| 37.5 (30.0 to 50.0) | 50.0 (40.0 to 60.0) at step 2 | 75.0% | 33.0 |"
+        "| grpo | 3 | 2.5 | x/dev, r1_zero, n = 64, T = 1, at most 96 tokens, transformers 5 float32 "
+        "| 25.0 (20.0 to 30.0) | 37.5 (30.0 to 50.0) | 50.0 (40.0 to 60.0) at step 2 | 75.0% | 33.0 |"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cs336_alignment.training.distributed import Ranks
 from tests.common import REPOSITORY
-from tests.rank_worker import train
+from tests.rank_worker import BUDGETS, train
 
 
 def launch(module_arguments, ranks=2):
@@ -26,12 +26,12 @@ def launch(module_arguments, ranks=2):
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_two_ranks_train_as_one(tmp_path, sharding):
     launch(["-m", "tests.rank_worker", str(tmp_path / "result"), sharding])
-    alone = [train(Ranks(), tmp_path, token_budget) for token_budget in (None, 12)]
+    alone = [train(Ranks(), tmp_path, token_budget) for token_budget in BUDGETS]
     for rank in range(2):
         for one, other in zip(alone, torch.load(tmp_path / f"result.{rank}.pt"), strict=True):
             assert other["rollouts"] == one["rollouts"]
             assert [question for question, *_ in one["rollouts"]] == [f"what is {n}" for n in range(5) for _ in "12"]
-            for name in ("loss", "grad_norm"):
+            for name in ("loss", "grad_norm", "tokens_run"):
                 assert other[name] == pytest.approx(one[name], rel=1e-10)
             for name in ("log_probs", "scores"):
                 assert torch.cat(other[name]).tolist() == pytest.approx(torch.cat(one[name]).tolist(), rel=1e-10)

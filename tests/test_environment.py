@@ -1,6 +1,7 @@
 """The driver check, the GPU list as PBS writes it, and the run record."""
 
 import pytest
+import torch
 
 from cs336_alignment import environment
 from cs336_alignment.environment import DriverTooOldError, check_cuda_driver, device_indices, driver_problem
@@ -69,3 +70,4 @@ def test_describe_names_versions_and_hardware():
     record = environment.describe()
     assert record["packages"]["torch"].startswith("2.")
     assert record["hardware"]["cpu_cores"] >= 1
+    assert record["hardware"]["torch_threads"] == torch.get_num_threads()

@@ -291,8 +291,11 @@ def test_the_handouts_defaults():
 
 
 def test_collapse_alarms():
-    healthy = {"entropy": 0.5, "mean_length": 80.0, "zero_std_groups": 0.4, "truncation_rate": 0.1}
+    healthy = {"rollout_entropy": 0.5, "mean_length": 80.0, "zero_std_groups": 0.4, "truncation_rate": 0.1}
     assert collapse_alarms(healthy) == []
-    assert collapse_alarms({**healthy, "entropy": None}) == []
-    for name, value in {"entropy": 0.001, "mean_length": 3.0, "zero_std_groups": 0.95, "truncation_rate": 0.6}.items():
+    bad = {"rollout_entropy": 0.001, "mean_length": 3.0, "zero_std_groups": 0.95, "truncation_rate": 0.6}
+    for name, value in bad.items():
         assert len(collapse_alarms({**healthy, name: value})) == 1
+    # Expert iteration has no groups to speak of.
+    del healthy["zero_std_groups"]
+    assert collapse_alarms(healthy) == []

@@ -73,7 +73,7 @@ def test_rows():
     segments = (Segment(0), Segment(3, (0,)), Segment(2, (0, 1)), Segment(1, (0, 1)), Segment(4, (0,)))
     row = Row.of_layout(Layout((*segments, Segment(5, (0, 4)))))
     assert row == Row(tokens=15, keys=5 + 4 + 9, pairs=2 * 5 + 1 * 4 + 5 * 9)
-    assert Row.filled(10, longest=7) == Row(tokens=10, keys=20, pairs=70)
+    assert Row.filled(10, longest=7) == Row(tokens=10, keys=30, pairs=70)
 
 
 class LiveBytes(TorchDispatchMode):

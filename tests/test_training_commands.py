@@ -18,7 +18,7 @@ from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.interruption import Interruption
-from cs336_alignment.training.targets import rationale_pairs, sft_targets
+from cs336_alignment.training.targets import rationale_traces, sft_targets
 from tests.common import REPOSITORY
 from tests.test_distributed import launch
 
@@ -103,15 +103,16 @@ def test_a_signal_ends_in_a_checkpoint_and_exit_status_0(tmp_path):
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
 def test_grpo_on_two_ranks(tmp_path, sharding):
     """End to end: rollouts, grading and gradients shared out, and the rewards those of one rank."""
-    options = f"{TINY} {GRPO} --n-grpo-steps 2 --eval-every 2".split()
+    bigger = "--max-tokens 100 --rollout-batch-size 64 --train-batch-size 64 --group-size 8 --token-budget 256"
+    options = f"{TINY} {bigger} --n-grpo-steps 2 --eval-every 2".split()
     launch(["scripts/train_grpo.py", *options, "--sharding", sharding, "--output", str(tmp_path / "two")])
     assert run("train_grpo.py", " ".join([*options, "--output", str(tmp_path / "one")])).returncode == 0
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in two]
     # The first step's rollouts come from the same weights and the same draws.
-    for name in ("reward", "mean_length", "loss", "grad_norm", "entropy"):
-        expected = one[1][name]  # no entropy where no sequence had a gradient to run for
-        assert two[1][name] == (None if expected is None else pytest.approx(expected, rel=1e-4)), name
+    assert one[1]["sequences_run"] >= 8  # of these some on each rank
+    for name in ("reward", "mean_length", "sequences_run", "loss", "grad_norm", "entropy"):
+        assert two[1][name] == pytest.approx(one[1][name], rel=1e-4), name
     assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["ranks"] == 2
 
 
@@ -120,6 +121,9 @@ def test_grpo_on_two_ranks(tmp_path, sharding):
     [
         ("train_grpo.py", "--train-data nowhere.jsonl", "--train-data: there is no nowhere.jsonl"),
         ("train_grpo.py", "--rollout-batch-size 255", "multiple of group_size"),
+        ("train_sft.py", "--model nowhere", "--model: 'nowhere' is no Hugging Face folder"),
+        ("train_grpo.py", "--model nowhere --dry-run", "--model: 'nowhere' is no Hugging Face folder"),
+        ("train_expert_iteration.py", "--rollouts-per-question 0", "rollouts_per_question must be at least 1"),
         ("train_sft.py", "--filter-correct", "--filter-correct needs --data"),
         ("train_sft.py", "--unique-examples 7000", "there are 6,000 to choose from"),
         ("train_expert_iteration.py", "--temperature 0", "temperature must be positive"),
@@ -138,6 +142,13 @@ def test_bad_options_end_in_one_line(script, options, message):
 TOKENIZER = AutoTokenizer.from_pretrained(POLICY)
 
 
+def test_a_trace_that_was_cut_off_does_not_end_in_eos(tmp_path):
+    rows = [{"prompt": "p", "response": "ab", "finish_reason": reason} for reason in ("stop", "length")]
+    (tmp_path / "traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    whole, cut = targets(data=tmp_path / "traces.jsonl")
+    assert whole.response_ids == (*cut.response_ids, TOKENIZER.eos_token_id)
+
+
 def targets(**options):
     defaults = {"data": None, "problems": None, "filter_correct": False, "unique_examples": None, "append_eos": True}
     return sft_targets(TOKENIZER, "r1_zero", seed=0, **{**defaults, **options})
@@ -145,7 +156,8 @@ def targets(**options):
 
 def test_rationales_become_what_the_grader_wants():
     problem = Problem("2 pens and 3 pens?", "5", "2 + 3 = 5 pens.")
-    ((prompt, response),) = rationale_pairs([problem], load_template("r1_zero"))
+    (trace,) = rationale_traces([problem], load_template("r1_zero"))
+    prompt, response = trace.prompt, trace.response
     assert prompt.endswith("User: 2 pens and 3 pens?\nAssistant: <think>")
     assert response == " 2 + 3 = 5 pens. </think> <answer> 5 </answer>"
     assert GRADERS["r1_zero"](response, "5", True).rewards["reward"] == 1.0

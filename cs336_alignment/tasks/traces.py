@@ -1,6 +1,7 @@
 """Reasoning traces to imitate: JSON lines of `prompt` and `response`, as the handout's R1 traces come.
 
-`ground_truth` may be there as well; with it, traces can be filtered by whether their answer is right.
+`ground_truth` may be there as well; with it, traces can be filtered by whether their answer is right. So may
+`finish_reason`: one of "length" says that the response was cut off.
 `scripts/sample_traces.py` writes such a file from a model's own responses.
 """
 
@@ -13,11 +14,12 @@ from cs336_alignment.tasks.json_lines import read_json_lines, text_field
 
 @dataclass(frozen=True)
 class Trace:
-    """A filled prompt, a response to it, and the gold answer where it is known."""
+    """A filled prompt, a response to it, the gold answer where it is known, and whether the response was cut off."""
 
     prompt: str
     response: str
     ground_truth: str | None = None
+    truncated: bool = False
 
 
 def load_traces(path: str | Path) -> list[Trace]:
@@ -35,4 +37,4 @@ def _trace(row: dict[str, Any]) -> Trace:
     prompt, response = text_field(row, "prompt"), text_field(row, "response")
     if not prompt or not response:
         raise ValueError("an empty prompt or response")
-    return Trace(prompt, response, gold)
+    return Trace(prompt, response, gold, truncated=row.get("finish_reason") == "length")

@@ -37,8 +37,8 @@ def split_by_tokens(
     """As few microbatches as the budget allows, of nearly equal cost, responses to one prompt together.
 
     The cost of a microbatch is the length of its packed row: the stem of all prompts, and what each group adds to it.
-    Each group goes, largest first, to the microbatch that is shortest so far; where one comes out over the budget, all
-    is done again with one more on every rank.
+    A group over the budget runs alone. Each other goes, largest first, to the microbatch that is shortest so far; where
+    one comes out over the budget, all is done again with one more on every rank.
 
     Args:
         examples: the train batch.
@@ -53,17 +53,20 @@ def split_by_tokens(
     stem = stem_length(examples[row].prompt_ids for row in rows)
     costs = [packed_tokens([examples[row] for row in group]) - stem for group in groups]
     largest_first = sorted(range(len(groups)), key=lambda group: -costs[group])
-    limit = max([token_budget - stem, *costs])
-    count = n_ranks * max(1, -(-sum(costs) // (limit * n_ranks)))
+    limit = max(1, token_budget - stem)
+    alone = [groups[group] for group in largest_first if costs[group] > limit]
+    together = largest_first[len(alone) :]
+    least = len(alone) + -(-sum(costs[group] for group in together) // limit)
+    count = n_ranks * max(1, -(-least // n_ranks)) - len(alone)
     while True:
         parts: list[Microbatch] = [[] for _ in range(count)]
         filled = [0] * count
-        for group in largest_first:
+        for group in together:
             shortest = filled.index(min(filled))
             parts[shortest] += groups[group]
             filled[shortest] += costs[group]
-        if max(filled) <= limit:
-            return [parts[rank::n_ranks] for rank in range(n_ranks)]
+        if max(filled, default=0) <= limit:
+            return [[*alone, *parts][rank::n_ranks] for rank in range(n_ranks)]
         count += n_ranks
 
 

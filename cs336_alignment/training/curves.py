@@ -48,7 +48,8 @@ ACCURACY = Quantity("eval", "accuracy", "accuracy, %", 100, "accuracy_interval")
 QUANTITIES = (
     Quantity("train", "reward", "mean reward\nof the rollouts"),
     ACCURACY,
-    Quantity("train", "entropy", "entropy,\nnats a token"),
+    Quantity("train", "entropy", "entropy of what was\ntrained on, nats"),
+    Quantity("train", "rollout_entropy", "entropy of all\nrollouts, nats"),
     Quantity("eval", "mean_length", "mean length\nin evaluation, tokens"),
     Quantity("train", "clip_fraction", "clipped tokens, %", 100),
     Quantity("train", "grad_norm", "gradient norm,\nbefore clipping"),

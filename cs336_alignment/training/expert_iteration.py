@@ -15,6 +15,7 @@ from typing import Any
 
 from cs336_alignment.rollout.engine import Sampling, derive_seed
 from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.alarms import collapse_alarms
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from
@@ -39,6 +40,13 @@ class ExpertIterationConfig:
     """G: responses to each."""
     min_tokens: int = 4
     """Shortest response: an empty one breaks the fine-tuning."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_ei_steps", "questions_per_step", "rollouts_per_question"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.min_tokens <= self.run.max_tokens:
+            raise ValueError("min_tokens must be between 0 and max_tokens")
 
     @property
     def sequences_per_step(self) -> int:
@@ -81,6 +89,9 @@ def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Pro
         correct = [rollout for rollout in rollouts if rollout.reward]
         metrics: dict[str, Any] = {**rollout_metrics(rollouts), **asdict(proof), "kept": len(correct)}
         metrics |= over_updates([step_metrics(result) for _, result in _fine_tune(config, correct, session, step)])
+        metrics["alarms"] = collapse_alarms(metrics)
+        for alarm in metrics["alarms"]:
+            session.record.warn(f"step {step}: {alarm}")
         if not correct:
             session.record.warn(f"no rollout of step {step} was correct: there is nothing to imitate")
         session.record.completions(f"rollouts_step_{step}", map(asdict, rollouts))
@@ -112,7 +123,7 @@ def _sampling(config: ExpertIterationConfig, step: int) -> Sampling:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Means over all rollouts of a step: rewards, lengths, truncation."""
+    """Means over all rollouts of a step: rewards, lengths, truncation; and the entropy that their samples show."""
     correct = [rollout.length for rollout in rollouts if rollout.reward]
     incorrect = [rollout.length for rollout in rollouts if not rollout.reward]
     return {
@@ -123,4 +134,6 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
         "mean_length_correct": mean(correct) if correct else None,
         "mean_length_incorrect": mean(incorrect) if incorrect else None,
         "truncation_rate": mean(rollout.finish_reason == "length" for rollout in rollouts),
+        "rollout_entropy": -sum(sum(rollout.sampler_log_probs) for rollout in rollouts)
+        / max(1, sum(rollout.length for rollout in rollouts)),
     }

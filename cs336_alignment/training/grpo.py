@@ -10,7 +10,7 @@ Beyond the handout: asymmetric clipping, other aggregations, a KL penalty, dynam
 importance sampling are options, all off by default. Rollouts that get no gradient are not run in training.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import Any, Literal
@@ -34,6 +34,7 @@ from cs336_alignment.training.alarms import collapse_alarms
 from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.expert_iteration import rollout_metrics
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
+from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from, shuffled
 from cs336_alignment.training.sft import over_updates, step_metrics
@@ -173,8 +174,7 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
         session: the policy, its engine, its record.
     """
     questions = QuestionStream(problems, config.run.seed)
-    learner, progress = session.learner, session.progress
-    for step in range(progress.step + 1, config.n_grpo_steps + 1):
+    for step in range(session.progress.step + 1, config.n_grpo_steps + 1):
         if step == 1:
             session.sync_engine(problems)
             session.evaluate(0)
@@ -188,12 +188,11 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
         advantages = group_normalized_advantages(
             _rewards(rollouts), config.group_size, config.advantage_eps, config.normalize_by_std
         )
-        examples = [rollout.example for rollout in rollouts]
         batch = TrainBatch(rollouts, advantages)
         if not config.on_policy:
-            batch = replace(batch, old_log_probs=learner.score(examples, sequence_weights(config, batch)))
+            batch = replace(batch, old_log_probs=score(config, batch, session.learner.score))
         if config.kl_coef:
-            batch = replace(batch, reference_log_probs=session.reference_log_probs(examples))
+            batch = replace(batch, reference_log_probs=score(config, batch, session.reference_log_probs))
         updates = [update(config, part, session) for part in train_batches(config, batch, step)]
 
         metrics: dict[str, Any] = {
@@ -269,6 +268,17 @@ def sample_groups(config: GRPOConfig, questions: QuestionStream, session: Sessio
 
 def _rewards(rollouts: Sequence[Rollout]) -> Tensor:
     return torch.tensor([rollout.reward for rollout in rollouts], dtype=torch.float64)
+
+
+def score(
+    config: GRPOConfig, batch: TrainBatch, score_examples: Callable[[list[TokenExample], Tensor], list[Tensor]]
+) -> list[Tensor]:
+    """Log-probs of a rollout batch, a train batch at a time, so that microbatches are as large as in training."""
+    scores = []
+    for start in range(0, len(batch.rollouts), config.train_batch_size):
+        part = batch[range(start, start + config.train_batch_size)]
+        scores += score_examples([rollout.example for rollout in part.rollouts], sequence_weights(config, part))
+    return scores
 
 
 def train_batches(config: GRPOConfig, batch: TrainBatch, step: int) -> Iterator[TrainBatch]:

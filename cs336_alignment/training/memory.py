@@ -27,9 +27,9 @@ GIB = 2**30
 FLOAT32 = 4
 RESERVE = 0.05
 """Share of the GPU that is left to CUDA's context, libraries' workspaces, fragmentation, and a sleeping engine."""
-KEYS_PER_TOKEN = 2
-"""Keys that responses see, per token of the row: each response has its prompt's again. 1.8 for groups of 8 responses
-as long as their prompt; less for longer responses."""
+KEYS_PER_TOKEN = 3
+"""Keys that segments see which follow others, per token of the row: each has those before it again. 3 for a stem of 120
+tokens, 80 more a prompt, and responses of 100, alone or in groups of 8; less for longer responses."""
 BUDGET_STEP = 64
 """The largest token budget is rounded down to a multiple of this."""
 SMALLER = "shard them over more GPUs (FSDP2), or take a smaller model"

@@ -22,7 +22,7 @@ from cs336_alignment.training.memory import (
     memory_table,
     predict_memory,
 )
-from cs336_alignment.training.session import RunConfig
+from cs336_alignment.training.session import RunConfig, reading_model
 
 ASSUMED_GPU_GIB = 40.0
 PROMPT_TOKENS = 256
@@ -70,7 +70,8 @@ def predict_run(config: TrainingConfig) -> MemoryPrediction:
     """The memory of a run on GPUs, with as many ranks as the launcher started. The microbatch is the longest there can
     be: prompts that share a row are not counted as shared."""
     run, optimizer = config.run, config.optimizer
-    shape = ModelShape.from_config(AutoConfig.from_pretrained(run.model))
+    with reading_model(run.model):
+        shape = ModelShape.from_config(AutoConfig.from_pretrained(run.model))
     gpu = _gpu_bytes(run)
     element = 4 if run.dtype == "float32" else 2
     longest = _longest_sequence(config)

@@ -11,6 +11,7 @@ speed. But for `timing`, a run that was interrupted and resumed leaves the same 
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, is_dataclass
+from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
@@ -44,6 +45,7 @@ class RunRecord:
         ranks: Ranks,
         *,
         steps: int,
+        data: Sequence[Path] = (),
         start_step: int | None = None,
         wandb_mode: WandbMode = "offline",
         wandb_id: str | None = None,
@@ -57,13 +59,14 @@ class RunRecord:
             protocol: what the run's figures depend on, beside the config.
             ranks: this process among its peers.
             steps: how many the run will take, for the progress bar.
+            data: files that the run reads; a resumed run must find the same in them.
             start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
             wandb_mode: offline keeps wandb's files in the run folder, to be synced by hand.
             wandb_id: of the wandb run to go on with.
             unmatched: fields of the config, or of its `run`, in which a resumed run may differ from its beginning.
 
         Raises:
-            OtherRunError: the folder's run was started with another config.
+            OtherRunError: the folder's run was started with another config, or other data.
         """
         assert is_dataclass(config)
         self.folder = folder
@@ -75,6 +78,7 @@ class RunRecord:
         if not self._main:
             return
         settings = asdict(config)  # type: ignore[call-overload]
+        settings["data_sha256"] = {str(path): sha256(path.read_bytes()).hexdigest() for path in data if path.exists()}
         for part in (settings, settings.get("run", {})):
             for name in unmatched:
                 part.pop(name, None)

@@ -4,10 +4,9 @@ A session is one process's part of a run. Its record and checkpoints outlive it;
 """
 
 import copy
-import hashlib
 import random
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
@@ -127,6 +126,7 @@ class Session:
         eval_problems: Sequence[Problem],
         *,
         steps: int,
+        traces: Path | None = None,
         keep_reference: bool = False,
         ranks: Ranks | None = None,
         policy: Policy | None = None,
@@ -139,6 +139,7 @@ class Session:
             run, optimizer: its parts that are used here.
             eval_problems: what `evaluate` asks.
             steps: the algorithm's, for the progress bar.
+            traces: what is trained on in place of the training problems.
             keep_reference: keep a copy of the initial policy, for a KL term.
             ranks, policy, engine: to be used in place of what the options name; tests pass fakes.
 
@@ -174,6 +175,7 @@ class Session:
                     config,
                     self._protocol(),
                     self.ranks,
+                    data=(run.eval_data, traces or run.train_data),
                     steps=steps,
                     start_step=None if latest is None else self.progress.step,
                     wandb_mode=run.wandb,
@@ -182,6 +184,8 @@ class Session:
                 )
             )
             self.progress.wandb_id = self.record.wandb_id
+            self._proof: Proof | None = None
+            self._proved_version = -1
             self._interruption = Interruption(self.ranks, began, run.time_limit_minutes)
             self._stack = stack.pop_all()
 
@@ -197,14 +201,19 @@ class Session:
         return self.learner.policy
 
     def sync_engine(self, problems: Sequence[Problem]) -> Proof:
-        """Give the engine the policy as it is now, and have it prove that it took it, on the first few problems."""
+        """Give the engine the policy as it is now, and have it prove that it took it, on the first few problems. An
+        engine that has it already is woken, and its proof stands."""
         version = self.learner.steps_taken
         self.engine.wake()
+        if self._proof is not None and self._proved_version == version:
+            return self._proof
         weights = list(self.policy.weights())
         self.engine.load_policy(weights, version)
         asked = [prompts.fill(self.template, question=problem.question) for problem in problems[:PROOF_PROMPTS]]
         seed = derive_seed(self.run.seed, PROOF, version)
-        return prove_policy(self.engine, weights, version, asked, self._score, seed, self.run.temperature)
+        self._proof = prove_policy(self.engine, weights, version, asked, self._score, seed, self.run.temperature)
+        self._proved_version = version
+        return self._proof
 
     def sample(self, problems: Sequence[Problem], sampling: Sampling) -> list[Rollout]:
         """Graded rollouts from the engine as it was last synced."""
@@ -212,26 +221,27 @@ class Session:
             self.engine, self.policy.tokenizer, problems, self.template, self.grader, sampling, self.ranks
         )
 
-    def reference_log_probs(self, examples: Sequence[TokenExample]) -> list[Tensor]:
-        """Log-probs of each example's response tokens under the initial policy."""
+    def reference_log_probs(self, examples: Sequence[TokenExample], weights: Tensor) -> list[Tensor]:
+        """Log-probs of each example's response tokens under the initial policy; of those with weight 0 none."""
         assert self._reference is not None, "the session was opened without keep_reference"
-        return self.learner.score(examples, policy=self._reference)
+        return self.learner.score(examples, weights, self._reference)
 
     def evaluate(self, step: int) -> dict[str, Any]:
-        """Accuracy of the policy on the evaluation problems, logged as step `step`; the engine must be in sync."""
+        """Accuracy of the policy on the evaluation problems, logged as step `step` with the engine's last proof."""
+        assert self._proof is not None, "sync the engine before an evaluation"
         began = monotonic()
         sampling = self._eval_sampling(step)
         first, mine = self.ranks.share(self.eval_problems)
         asked = [prompts.fill(self.template, question=problem.question) for problem in mine]
         drawn = self.engine.generate(asked, replace(sampling, first_position=first)) if asked else []
+        seconds = monotonic() - began
         graded = self.ranks.gather(
             [
                 grade_completion(first + offset, asked[offset], problem, drawn[offset][0], self.grader)
                 for offset, problem in enumerate(mine)
             ]
         )
-        seconds = monotonic() - began
-        summary = summarize(graded, seconds)
+        summary = {**summarize(graded, max(self.ranks.gather([seconds]))), **asdict(self._proof)}
         self.progress.best_accuracy = max(summary["accuracy"], self.progress.best_accuracy or 0.0)
         summary["best_accuracy"] = self.progress.best_accuracy
         timing = {name: summary.pop(name) for name in list(summary) if "second" in name}
@@ -268,14 +278,9 @@ class Session:
         return self.learner.score(self.ranks.gather(mine))[start : start + len(mine)]
 
     def _protocol(self) -> dict[str, Any]:
-        """What the figures of the evaluations depend on, beside the config."""
+        """What the figures of the evaluations depend on, beside the config and the data."""
         return {
             "prompt_sha256": prompts.sha256(self.template),
-            "data_sha256": {
-                str(path): hashlib.sha256(path.read_bytes()).hexdigest()
-                for path in (self.run.train_data, self.run.eval_data)
-                if path.exists()
-            },
             "eval_problems": len(self.eval_problems),
             "eval_sampling": asdict(self._eval_sampling(0)),
             "engine": self.engine.description,
@@ -349,16 +354,27 @@ def shuffled(count: int, seed: int, epoch: int) -> tuple[int, ...]:
 
 
 def _load_policy(run: RunConfig) -> Policy:
-    try:
+    with reading_model(run.model):
         return Policy.load(
             run.model,
             dtype=run.dtype,
             temperature=run.temperature,
             activation_checkpointing=run.activation_checkpointing,
         )
+
+
+@contextmanager
+def reading_model(model: str) -> Iterator[None]:
+    """Around what reads a model's files.
+
+    Raises:
+        UsageError: they are not there.
+    """
+    try:
+        yield
     except OSError as error:
         said = str(error).splitlines()[0]
-        raise UsageError(f"--model: {run.model!r} is no Hugging Face folder here, nor on the hub ({said})") from error
+        raise UsageError(f"--model: {model!r} is no Hugging Face folder here, nor on the hub ({said})") from error
 
 
 def _seed_everything(seed: int) -> None:

@@ -23,7 +23,7 @@ from cs336_alignment.numerics.aggregation import constant_weights
 from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult, TokenLossOf, warmup_cosine
 from cs336_alignment.training.packing import TokenExample
-from cs336_alignment.training.session import RunConfig, Session, problems_from, shuffled
+from cs336_alignment.training.session import RunConfig, Session, problems_from, reading_model, shuffled
 from cs336_alignment.training.targets import sft_targets
 
 
@@ -79,7 +79,8 @@ class SFTConfig:
 
 def run_sft(config: SFTConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
-    tokenizer = AutoTokenizer.from_pretrained(config.run.model)
+    with reading_model(config.run.model):
+        tokenizer = AutoTokenizer.from_pretrained(config.run.model)
     examples = sft_targets(
         tokenizer,
         config.run.prompt,
@@ -92,7 +93,7 @@ def run_sft(config: SFTConfig) -> bool:
     )
     eval_problems = problems_from("eval-data", config.run.eval_data)
     steps = config.sft.steps(len(examples))
-    with Session(config, config.run, config.optimizer, eval_problems, steps=steps) as session:
+    with Session(config, config.run, config.optimizer, eval_problems, steps=steps, traces=config.data) as session:
         train_sft(config, examples, session)
         return session.progress.step == steps
 

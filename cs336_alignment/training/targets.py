@@ -39,7 +39,7 @@ def sft_targets(
         problems: needed without `data`.
         filter_correct: only traces whose answer is right.
         unique_examples: so many, drawn with the seed; None takes all.
-        append_eos: end each target in EOS.
+        append_eos: end each target in EOS, but for traces that were cut off.
         seed: of the draw.
 
     Raises:
@@ -51,7 +51,7 @@ def sft_targets(
         if prompt != "r1_zero":
             raise UsageError("rationales are written in the r1_zero format; for another --prompt give --data")
         assert problems is not None
-        pairs = rationale_pairs(subset(problems, unique_examples, seed), load_template(prompt))
+        traces = rationale_traces(subset(problems, unique_examples, seed), load_template(prompt))
     else:
         try:
             traces = load_traces(data)
@@ -59,13 +59,13 @@ def sft_targets(
             raise UsageError(f"--data: {error}") from error
         if filter_correct:
             traces = correct_traces(traces, prompt, data)
-        pairs = [(trace.prompt, trace.response) for trace in subset(traces, unique_examples, seed)]
-    if not pairs:
+        traces = subset(traces, unique_examples, seed)
+    if not traces:
         raise UsageError(f"--data: {data} leaves no trace to learn from")
-    return token_examples(pairs, tokenizer, append_eos)
+    return token_examples(traces, tokenizer, append_eos)
 
 
-def rationale_pairs(problems: Sequence[Problem], template: str) -> list[tuple[str, str]]:
+def rationale_traces(problems: Sequence[Problem], template: str) -> list[Trace]:
     """Prompts and worked solutions in the r1_zero format, with the spaces that its grader asks for.
 
     The prompt ends in `<think>`; the target is ` rationale </think> <answer> N </answer>`.
@@ -73,24 +73,27 @@ def rationale_pairs(problems: Sequence[Problem], template: str) -> list[tuple[st
     Raises:
         UsageError: a problem has no rationale.
     """
-    pairs = []
+    traces = []
     for problem in problems:
         if not problem.rationale:
             raise UsageError(f"no rationale to learn from for the question {problem.question!r:.80}")
         target = f" {problem.rationale} </think> <answer> {problem.gold} </answer>"
-        pairs.append((fill(template, question=problem.question), target))
-    return pairs
+        traces.append(Trace(fill(template, question=problem.question), target, problem.gold))
+    return traces
 
 
-def token_examples(pairs: Sequence[tuple[str, str]], tokenizer: Any, append_eos: bool) -> list[TokenExample]:
-    """(prompt, response) texts as token ids, tokenised apart as `tokenize_prompt_and_output` does."""
-    end = (tokenizer.eos_token_id,) if append_eos else ()
+def token_examples(traces: Sequence[Trace], tokenizer: Any, append_eos: bool) -> list[TokenExample]:
+    """Texts as token ids, prompt and response tokenised apart as `tokenize_prompt_and_output` does. A response that was
+    cut off gets no EOS, which would teach to stop in mid-sentence."""
     return [
         TokenExample(
-            tuple(tokenizer(prompt)["input_ids"]),
-            (*tokenizer(response, add_special_tokens=False)["input_ids"], *end),
+            tuple(tokenizer(trace.prompt)["input_ids"]),
+            (
+                *tokenizer(trace.response, add_special_tokens=False)["input_ids"],
+                *([tokenizer.eos_token_id] if append_eos and not trace.truncated else []),
+            ),
         )
-        for prompt, response in pairs
+        for trace in traces
     ]
 
 

@@ -23,7 +23,7 @@ from cs336_alignment.prompts import load_template
 from cs336_alignment.training.learner import Learner
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.sft import SFTStepsConfig, sft_steps
-from cs336_alignment.training.targets import rationale_pairs, token_examples
+from cs336_alignment.training.targets import rationale_traces, token_examples
 from scripts.benchmarks.optimizer_step import (
     StepBenchmark,
     load_model,
@@ -41,7 +41,7 @@ WAYS = {
 
 def made_examples(arguments: argparse.Namespace, tokenizer: Any) -> list[TokenExample]:
     problems = some_problems(arguments.problems, arguments.examples)
-    return token_examples(rationale_pairs(problems, load_template("r1_zero")), tokenizer, append_eos=True)
+    return token_examples(rationale_traces(problems, load_template("r1_zero")), tokenizer, append_eos=True)
 
 
 def ours(arguments: argparse.Namespace, learner: Learner, tokenizer: Any) -> Callable[[], int]:
