@@ -56,6 +56,20 @@ def test_chunked_log_probs_against_reference(rows_a_chunk, temperature, vocab_si
         np.testing.assert_allclose(actual.detach().numpy(), value, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("frozen", [0, 1], ids=["hidden states frozen", "head frozen"])
+def test_a_frozen_side_leaves_the_others_gradient(rows_a_chunk, frozen):
+    hidden, weight, labels, by_log_prob, by_entropy = problem()
+    expected = reference(hidden, weight, labels, 1.0, VOCAB, by_log_prob, 0 * by_entropy)[3 - frozen]
+    for chunked in (
+        lambda *inputs: chunked_log_probs(*inputs)[0] @ by_log_prob,
+        lambda *inputs: chunked_token_loss(*inputs, lambda chunk, at: by_log_prob[at] * chunk)[0],
+    ):
+        inputs = [hidden.detach().requires_grad_(frozen == 1), weight.detach().requires_grad_(frozen == 0)]
+        chunked(*inputs, labels).backward()
+        assert inputs[frozen].grad is None
+        np.testing.assert_allclose(grad_of(inputs[1 - frozen]), expected, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize(("temperature", "vocab_size"), [(1.0, VOCAB), (0.7, 10)])
 def test_chunked_token_loss_against_reference(rows_a_chunk, temperature, vocab_size):
     # f_t(l) = w_t e^l, so f_t'(l) = w_t e^l: by_log_prob of the reference.

@@ -190,7 +190,7 @@ def test_activations_a_token_by_hand(shape):
         4 * 1536 * 4 + 8  # residual stream and norms in float32
         + 5 * 1536 * 2 + 5 * 1536 * 2 + 12 * 4  # casts; q, k, v, attended twice; log-sum-exp
         + 4 * 8960 * 2  # the MLP
-        + 2 * 2 * 1536 * 2 + 1000 * 2  # the keys and values that responses see, their masks
+        + 3 * 2 * 1536 * 2 + 1000 * 2  # the keys and values that segments see, their masks
     )  # fmt: skip
     around = 2 * 1536 * 4 + 4 + 2 * 128 * 4 + 24
     kept = predict_memory(shape, gpu=1, row_tokens=1, longest=1000, compute_bytes=2)

@@ -294,7 +294,7 @@ class _ChunkedTokenLoss(torch.autograd.Function):
         log_probs = hidden.new_empty(len(labels), dtype=torch.promote_types(head.dtype, torch.float32))
         entropy = torch.empty_like(log_probs)
         loss = log_probs.new_zeros(())
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad[:2]) else None
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
             for at, products in head.chunks(hidden):
