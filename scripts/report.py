@@ -72,7 +72,11 @@ def read_all(config: Config) -> tuple[list[Curves], list[Path]]:
 def page(folders: Sequence[Path]) -> str:
     """`report.md`: a row a run, and the figure."""
     header = ("run", "steps", "minutes", "evaluated on", "first accuracy", "last", "best", "format", "mean length")
-    rows = [header, ("---",) * len(header), *map(summary, folders)]
+    paths = [folder.resolve() for folder in folders]
+    names = [path.name for path in paths]
+    # Seeds of one algorithm often lie in folders of one name.
+    long = [f"{path.parent.name}/{path.name}" if names.count(path.name) > 1 else path.name for path in paths]
+    rows = [header, ("---",) * len(header), *map(summary, folders, long)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     protocols = {row[3] for row in rows[2:]} - {"-"}
     warning = (
@@ -89,11 +93,11 @@ def page(folders: Sequence[Path]) -> str:
     )
 
 
-def summary(folder: Path) -> tuple[str, ...]:
+def summary(folder: Path, name: str) -> tuple[str, ...]:
     """One run's row of the table; "-" where there was no evaluation."""
     [rows] = read_curves(folder).runs
     minutes = max(row["timing"]["wall_seconds"] for row in rows) / 60
-    began = (folder.resolve().name, str(max(row["step"] for row in rows)), f"{minutes:.1f}")
+    began = (name, str(max(row["step"] for row in rows)), f"{minutes:.1f}")
     evaluations = [row for row in rows if row["kind"] == "eval"]
     if not evaluations:
         return (*began, *["-"] * 6)

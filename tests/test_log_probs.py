@@ -61,11 +61,11 @@ def test_a_frozen_side_leaves_the_others_gradient(rows_a_chunk, frozen):
     hidden, weight, labels, by_log_prob, by_entropy = problem()
     expected = reference(hidden, weight, labels, 1.0, VOCAB, by_log_prob, 0 * by_entropy)[3 - frozen]
     for chunked in (
-        lambda *inputs: chunked_log_probs(*inputs)[0] @ by_log_prob,
-        lambda *inputs: chunked_token_loss(*inputs, lambda chunk, at: by_log_prob[at] * chunk)[0],
+        lambda h, w: chunked_log_probs(h, w, labels)[0] @ by_log_prob,
+        lambda h, w: chunked_token_loss(h, w, labels, lambda chunk, at: by_log_prob[at] * chunk)[0],
     ):
         inputs = [hidden.detach().requires_grad_(frozen == 1), weight.detach().requires_grad_(frozen == 0)]
-        chunked(*inputs, labels).backward()
+        chunked(*inputs).backward()
         assert inputs[frozen].grad is None
         np.testing.assert_allclose(grad_of(inputs[1 - frozen]), expected, rtol=1e-10, atol=1e-12)
 
