@@ -52,6 +52,8 @@ def use_device_indices() -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if "GPU-" in visible:
         index_of = {uuid: index for index, uuid in (line.split(", ") for line in _nvidia_smi("index,uuid"))}
+        if not index_of:  # without nvidia-smi the UUIDs stay, for torch and newer releases of vLLM read them too
+            return
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = device_indices(visible, index_of)
 

@@ -296,6 +296,7 @@ def _stored_examples(
             raise ValueError(f"{path}: example {example.index} answers another prompt; use a new run folder")
     if path.exists():
         write_json_lines(path, map(asdict, examples))
+    if (run_folder / METRICS).exists():
         metrics = read_complete_json_lines(run_folder / METRICS)
         write_json_lines(run_folder / METRICS, [row for row in metrics if row["chunk_start"] < len(examples)])
     return examples

@@ -25,7 +25,7 @@ from transformers import AutoConfig
 from cs336_alignment import environment, prompts
 from cs336_alignment.evaluation import GRADERS, EvaluationProtocol, evaluate, generation_seconds, summarize
 from cs336_alignment.evaluation_report import summary_table, write_report
-from cs336_alignment.rollout.engine import Sampling
+from cs336_alignment.rollout.engine import RolloutEngine, Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
 from cs336_alignment.run_folder import UsageError, record_session, write_json
@@ -107,14 +107,7 @@ def run(config: BaselineConfig, console: Console) -> Path:
     sampling = _sampling(config)
     run_folder = config.output or Path("runs") / f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"
     _check_output(run_folder, config.resume)
-    with open_engine(
-        config.engine,
-        model,
-        dtype=config.dtype,
-        tensor_parallel_size=config.tensor_parallel_size,
-        max_batch_size=config.max_batch_size,
-        progress=console.is_terminal,
-    ) as engine:
+    with _open_engine(config, model, progress=console.is_terminal) as engine:
         protocol = EvaluationProtocol(
             model=model,
             split=str(data),
@@ -204,6 +197,20 @@ def _check_model(source: str, model: str) -> None:
     except (OSError, ValueError) as error:
         found = "a folder without a usable model" if Path(model).exists() else "no such directory here, nor on the hub"
         raise UsageError(f"{source} is {model!r}: {found} ({str(error).splitlines()[0]})") from error
+
+
+def _open_engine(config: BaselineConfig, model: str, progress: bool) -> RolloutEngine:
+    try:
+        return open_engine(
+            config.engine,
+            model,
+            dtype=config.dtype,
+            tensor_parallel_size=config.tensor_parallel_size,
+            max_batch_size=config.max_batch_size,
+            progress=progress,
+        )
+    except OSError as error:  # a folder with a config, but without weights or tokenizer
+        raise UsageError(f"cannot load {model!r}: {str(error).splitlines()[0]}") from error
 
 
 def _load(data: Path, limit: int | None) -> list[Problem]:

@@ -11,7 +11,7 @@ appended and synced; a line that a kill cut short is dropped when the file is re
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,9 @@ class OtherRunError(UsageError):
     """A run folder holds a run that was started differently."""
 
 
-def record_session(folder: Path, config: Any, protocol: Any, session: Any, must_match: str) -> None:
+def record_session(
+    folder: Path, config: Any, protocol: Any, session: Any, must_match: str, unmatched: Sequence[str] = ()
+) -> None:
     """Write run.json, or add this session to that of a run that goes on.
 
     Args:
@@ -75,6 +77,7 @@ def record_session(folder: Path, config: Any, protocol: Any, session: Any, must_
         config, protocol: what the run was asked to do, and what its figures depend on.
         session: where and with what this process runs.
         must_match: "config" or "protocol": the part that a continued run has to share with its beginning.
+        unmatched: names in it, at any depth, that may differ; those of the beginning stay in the file.
 
     Raises:
         OtherRunError: it does not; the message names the fields.
@@ -82,14 +85,23 @@ def record_session(folder: Path, config: Any, protocol: Any, session: Any, must_
     path = folder / "run.json"
     record = {"config": config, "protocol": protocol, "sessions": []}
     if path.exists():
-        now = json.loads(json.dumps(record[must_match], default=str))
+        now = _flat(json.loads(json.dumps(record[must_match], default=str)))
         record = read_json(path)
-        before = record[must_match]
-        changed = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
+        before = _flat(record[must_match])
+        differing = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
+        changed = [name for name in differing if name.rpartition(".")[2] not in unmatched]
         if changed:
             raise OtherRunError(f"{folder} was started with another {', '.join(changed)}: resume with the same options")
     record["sessions"].append(session)
     write_json(path, record)
+
+
+def _flat(tree: dict[str, Any], within: str = "") -> dict[str, Any]:
+    """Nested dicts as one, its names joined by dots."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{within}{name}.") if isinstance(value, dict) else {within + name: value}
+    return flat
 
 
 def _line(row: Any) -> str:

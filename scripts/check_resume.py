@@ -2,10 +2,10 @@
 
     uv run python scripts/check_resume.py --kills 50 --output runs/check_resume
 
-Each time the process is killed (SIGKILL) at a random moment: while it starts, samples, trains, evaluates or writes a
-checkpoint. In the end the weights, the optimiser's state, the random states, the run's counters, the completions and
-the metrics, but for their timing, must be those of the run that nobody killed. Writes resume.json; exit status 1 where
-anything differs.
+Each time the process is killed (SIGKILL) at a random moment: while it starts, samples, trains or evaluates; every third
+time while it writes the first checkpoint after that moment. In the end the weights, the optimiser's state, the random
+states, the run's counters, the completions and the metrics, but for their timing, must be those of the run that nobody
+killed. Writes resume.json; exit status 1 where anything differs, or where no kill came after a checkpoint.
 """
 
 import hashlib
@@ -13,9 +13,10 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep, time
 from typing import Any, Literal
 
 import torch
@@ -77,14 +78,24 @@ def check(config: Config) -> dict[str, Any]:
         runs += 1
         while len(kills) < config.kills:
             seconds = duration * rng.random()
-            if not killed_after(config, folder, seconds):
+            saving = len(kills) % 3 == 2
+            began = time()
+            if not killed_after(config, folder, seconds, saving):
                 break
-            kills.append({"run": folder.name, "after_seconds": round(seconds, 2), "steps_saved": steps_saved(folder)})
+            kills.append(
+                {
+                    "run": folder.name,
+                    "after_seconds": round(seconds, 2),
+                    "steps_saved": steps_saved(folder),
+                    "left_half_a_checkpoint": half_a_checkpoint(folder, began),
+                }
+            )
         run_to_end(config, folder)
         found = fingerprint(folder)
         differing += [f"{folder.name}: {name}" for name in expected if found.get(name) != expected[name]]
     result = {
         "algorithm": config.algorithm,
+        "seed": config.seed,
         "kills": len(kills),
         "runs": runs,
         "differing": differing,
@@ -93,9 +104,16 @@ def check(config: Config) -> dict[str, Any]:
         "session": environment.describe(),
     }
     write_json(config.output / "resume.json", result)
-    print(f"{len(kills)} kills over {runs} runs of {config.algorithm}: {len(differing)} differences")
+    after = sum(kill["steps_saved"] > 0 for kill in kills)
+    halves = sum(kill["left_half_a_checkpoint"] for kill in kills)
+    print(
+        f"{len(kills)} kills over {runs} runs of {config.algorithm}, {after} after a checkpoint, {halves} within one: "
+        f"{len(differing)} differences"
+    )
     if differing:
         sys.exit("\n".join(differing))
+    if not after:
+        sys.exit("no kill came after a checkpoint, so nothing was resumed: take another --seed, or more --kills")
     return result
 
 
@@ -114,17 +132,27 @@ def run_to_end(config: Config, folder: Path) -> float:
     return monotonic() - began
 
 
-def killed_after(config: Config, folder: Path, seconds: float) -> bool:
-    """Start the run, or go on with it, and kill it; False where it came to its end first."""
+def killed_after(config: Config, folder: Path, seconds: float, saving: bool) -> bool:
+    """Start the run, or go on with it, and kill it: at that moment, or while it writes its next checkpoint. False where
+    it came to its end first."""
     process = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        return True
+    began = time()
+    deadline = began + seconds
+    while process.poll() is None:
+        if time() > deadline and (not saving or half_a_checkpoint(folder, began)):
+            process.kill()
+            process.wait()
+            return True
+        sleep(0.001)
     if process.returncode:
         sys.exit(f"the run in {folder} failed; to see why: {' '.join(command(config, folder))}")
+    return False
+
+
+def half_a_checkpoint(folder: Path, since: float) -> bool:
+    """Whether a checkpoint lies there unfinished that was written to at `since`, in seconds of the epoch, or later."""
+    with suppress(FileNotFoundError):  # it is finished just now
+        return any(path.stat().st_mtime >= since for path in (folder / "checkpoints").glob("*.partial"))
     return False
 
 

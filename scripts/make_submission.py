@@ -33,7 +33,7 @@ CONTENTS = (
     "tests",
     "uv.lock",
 )
-LEFT_OUT_FOLDERS = {"__pycache__", ".hypothesis", ".pytest_cache", "checkpoints"}
+LEFT_OUT_FOLDERS = {"__pycache__", ".hypothesis", ".pytest_cache", ".ruff_cache", "checkpoints", "completions", "wandb"}
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Small stand-ins: a float64-clean language model that packs, a tokenizer, an engine that says what it is told."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cs336_alignment.rollout.engine import Completion, Sampling, weight_sum
@@ -35,6 +37,8 @@ class FakeBody(nn.Module):
 class FakeLM(nn.Module):
     """What `Policy` needs of a Hugging Face causal language model, in float64 throughout."""
 
+    all_tied_weights_keys: tuple[str, ...] = ()
+
     def __init__(self, vocab_size: int = 23, width: int = 8, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -44,6 +48,9 @@ class FakeLM(nn.Module):
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.head
+
+    def save_pretrained(self, folder: Path, state_dict: dict[str, Tensor]) -> None:
+        save_file(state_dict, folder / "model.safetensors")
 
 
 class FakeTokenizer:
@@ -58,6 +65,8 @@ class FakeTokenizer:
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [self.characters.index(character) for character in text]}
+
+    def save_pretrained(self, folder: Path) -> None: ...
 
 
 class FakeEngine:

@@ -11,6 +11,7 @@ import torch
 
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.tasks.problem import Problem
+from cs336_alignment.training.checkpoint import Checkpoints, Progress
 from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
@@ -30,11 +31,12 @@ PROBLEMS = [Problem(f"what is {number}", str(number)) for number in range(5)]
 
 
 def train(ranks: Ranks, folder: Path, token_budget: int | None) -> dict[str, Any]:
-    """Three optimiser steps; every figure that a rank could get wrong."""
+    """Three optimiser steps, and the third once more from a checkpoint; every figure that a rank could get wrong."""
     config = OptimizerConfig(
         learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=7, token_budget=token_budget
     )
-    learner = Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder)
+    checkpoints = Checkpoints(folder / f"run_of_{ranks.count}_{ranks.sharding}_{token_budget}")
+    learner, resumed = (Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder) for _ in range(2))
     lengths = torch.tensor(LENGTHS)
     weights = sequence_mean_weights(lengths).where(ADVANTAGES != 0, 0.0)
 
@@ -42,12 +44,22 @@ def train(ranks: Ranks, folder: Path, token_budget: int | None) -> dict[str, Any
         spread = (weights * ADVANTAGES)[rows].repeat_interleave(lengths[rows])
         return lambda log_probs, at: -spread[at] * log_probs
 
-    results = [learner.step(EXAMPLES, weights, token_loss_of) for _ in range(3)]
+    results = [learner.step(EXAMPLES, weights, token_loss_of) for _ in range(2)]
+    torch.manual_seed(ranks.index)
+    saved = checkpoints.save(learner, Progress(step=2, optimizer_steps=2))
+    drawn = torch.rand(1).item()
+    results.append(learner.step(EXAMPLES, weights, token_loss_of))
+    torch.manual_seed(9)
+    checkpoints.load(saved, resumed)
+    drawn_again = torch.rand(1).item()
+    resumed.step(EXAMPLES, weights, token_loss_of)
     rollouts = sample_rollouts(
         TalkingEngine(), FakeTokenizer(), PROBLEMS, "{question}", grade, TalkingEngine.sampling, ranks
     )
     return {
         "weights": dict(learner.policy.weights()),
+        "resumed_weights": dict(resumed.policy.weights()),
+        "drawn": (drawn, drawn_again),
         "loss": [result.loss for result in results],
         "grad_norm": [result.grad_norm for result in results],
         "log_probs": [scores for result in results for scores in result.log_probs if scores is not None],

@@ -7,19 +7,35 @@ import sys
 import pytest
 import torch
 
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training.distributed import Ranks
 from tests.common import REPOSITORY
 from tests.rank_worker import BUDGETS, train
 
+TORCHRUN = "torch.distributed.run --nproc_per_node=2 --standalone"
+# The README's `accelerate launch --multi_gpu --num_processes 2`, on a port that is free.
+ACCELERATE = (
+    "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "--dynamo_backend no --main_process_port 0"
+)
 
-def launch(module_arguments, ranks=2):
-    """Run a module on several ranks of this machine; what it printed where it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+
+def launch(arguments, launcher=TORCHRUN):
+    """Run a script on two ranks of this machine; what it printed where it fails."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    finished = subprocess.run(
-        [*command, *module_arguments], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300
-    )
+    command = [sys.executable, "-m", *launcher.split(), *arguments]
+    finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stderr[-4000:]
+
+
+def test_accelerate_that_started_one_process_of_several_is_an_error(monkeypatch):
+    """What `accelerate launch --num_processes 2` does without GPUs: this environment, and nobody to meet."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "node-7")  # as a job script may export it
+    Ranks()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    with pytest.raises(UsageError, match="--multi_gpu --num_processes N"):
+        Ranks()
 
 
 @pytest.mark.slow
@@ -37,3 +53,8 @@ def test_two_ranks_train_as_one(tmp_path, sharding):
                 assert torch.cat(other[name]).tolist() == pytest.approx(torch.cat(one[name]).tolist(), rel=1e-10)
             for name, weight in one["weights"].items():
                 torch.testing.assert_close(other["weights"][name], weight, rtol=1e-9, atol=1e-10, msg=name)
+            # A resumed rank has the bits, and the random numbers, of one that went on.
+            for result in (one, other):
+                assert result["drawn"][0] == result["drawn"][1]
+                for name, weight in result["weights"].items():
+                    assert torch.equal(result["resumed_weights"][name], weight), name

@@ -69,6 +69,14 @@ def test_per_instance_dpo_loss_has_gradient_into_the_policy_alone(policy, model,
     assert all(parameter.grad is None for parameter in reference.parameters())
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_per_instance_dpo_loss_of_models_on_two_devices(policy, model, tokenizer):
+    expected = loss(policy, model, tokenizer).item()
+    found = loss(copy.deepcopy(policy).cuda(), model, tokenizer)
+    assert found.device.type == "cuda"
+    assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
 def test_dpo_loss_by_hand():
     # The policy gained 1 nat on the chosen response and lost 2 on the rejected one: d = 3, beta 0.5.
     # loss = log(1 + exp(-1.5)), d loss / d chosen = -beta * sigmoid(-1.5)

@@ -66,6 +66,13 @@ def test_use_device_indices(monkeypatch):
     assert environment.os.environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
 
 
+def test_without_nvidia_smi_the_uuids_stay(monkeypatch):
+    monkeypatch.setattr(environment, "_nvidia_smi", lambda fields: [])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aabb-2")
+    environment.use_device_indices()
+    assert environment.os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-aabb-2"
+
+
 def test_describe_names_versions_and_hardware():
     record = environment.describe()
     assert record["packages"]["torch"].startswith("2.")

@@ -105,6 +105,17 @@ def test_a_kill_between_the_two_files_loses_nothing(tmp_path):
     assert [row["chunk_start"] for row in read_complete_json_lines(tmp_path / METRICS)] == [0, 2, 4]
 
 
+@pytest.mark.parametrize("left", ["whole", "cut short"])
+def test_a_kill_in_the_first_chunk_leaves_no_metrics_behind(tmp_path, left):
+    whole = run(tmp_path)
+    first = (tmp_path / METRICS).read_text().split("\n")[0] + "\n"
+    (tmp_path / METRICS).write_text(first if left == "whole" else first[:20])
+    (tmp_path / EXAMPLES).unlink()
+    assert run(tmp_path) == whole
+    assert [row["chunk_start"] for row in read_complete_json_lines(tmp_path / METRICS)] == [0, 2, 4]
+    assert generation_seconds(tmp_path) > 0
+
+
 @pytest.mark.parametrize("chunk_size", [0, -1])
 def test_evaluate_refuses_empty_chunks(tmp_path, chunk_size):
     with pytest.raises(ValueError, match="chunk_size"):

@@ -402,3 +402,15 @@ def test_sequences_without_advantage_leave_no_gradient():
     run_grpo_microbatch_train_step(policy, mask, 1, "grpo_clip", None, advantages, policy.detach(), 0.2)
     assert grad_of(policy)[0].tolist() == [0.0] * 3
     assert (grad_of(policy)[1] != 0).all()
+
+
+def test_grpo_microbatch_train_step_bfloat16():
+    # Means of -A log p: 1 * (1 + 2) / 2 = 1.5, -2 * (0.5 + 4) / 2 = -4.5, 0.5 * (3 + 1) / 2 = 1.
+    log_probs = torch.tensor([[-1.0, -2.0], [-0.5, -4.0], [-3.0, -1.0]]).bfloat16().requires_grad_()
+    advantages = torch.tensor([[1.0], [-2.0], [0.5]]).bfloat16()
+    mask = torch.ones(3, 2, dtype=torch.bool)
+    loss, _ = run_grpo_microbatch_train_step(log_probs, mask, 7, "reinforce_with_baseline", advantages=advantages)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx((1.5 - 4.5 + 1) / 21, rel=1e-6)
+    expected = (-advantages.float() / 2 / 21).expand(3, 2).bfloat16()
+    torch.testing.assert_close(grad_of(log_probs), expected, rtol=2**-8, atol=0)

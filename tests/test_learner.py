@@ -152,12 +152,19 @@ def test_a_loss_that_is_not_finite_stops_before_the_policy_changes(tmp_path):
     one = learner(tmp_path, gradient_accumulation_steps=2)
     before = [parameter.clone() for parameter in one.policy.parameters()]
     with pytest.raises(NonFiniteLossError, match=r"non_finite_step_0\.jsonl"):
-        one.step(EXAMPLES, torch.ones(6), lambda rows: lambda log_probs, _: log_probs * math.nan)
+        one.step(
+            EXAMPLES,
+            torch.arange(6) + 1.0,
+            lambda rows: lambda log_probs, _: log_probs * math.nan,
+            describe=lambda row: {"advantage": ADVANTAGES[row].item()},
+        )
     for parameter, old in zip(one.policy.parameters(), before, strict=True):
         assert torch.equal(parameter, old)
     rows = [json.loads(line) for line in (tmp_path / "non_finite_step_0.jsonl").read_text().splitlines()]
     assert [tuple(row["response_ids"]) for row in rows] == [example.response_ids for example in EXAMPLES]
     assert len(rows[0]["log_probs"]) == 4
+    assert [row["weight"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["advantage"] for row in rows] == ADVANTAGES.tolist()
 
 
 def test_warmup_cosine_by_hand():

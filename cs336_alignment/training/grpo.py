@@ -148,6 +148,17 @@ class TrainBatch:
             pick(self.rollouts), self.advantages[list(rows)], pick(self.old_log_probs), pick(self.reference_log_probs)
         )
 
+    def describe(self, row: int) -> dict[str, Any]:
+        """All that the loss of a rollout depends on, beside its tokens, for the file of a step that failed."""
+        rollout = self.rollouts[row]
+        return {
+            "reward": rollout.reward,
+            "advantage": self.advantages[row].item(),
+            "sampler_log_probs": rollout.sampler_log_probs,
+            "old_log_probs": self.old_log_probs[row].tolist() if self.old_log_probs else None,
+            "reference_log_probs": self.reference_log_probs[row].tolist() if self.reference_log_probs else None,
+        }
+
 
 def run_grpo(config: GRPOConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
@@ -297,7 +308,8 @@ def update(config: GRPOConfig, batch: TrainBatch, session: Session) -> dict[str,
     """One optimiser step on one train batch, and its metrics."""
     examples = [rollout.example for rollout in batch.rollouts]
     weights = sequence_weights(config, batch)
-    result = session.learner.step(examples, weights, TokenLosses(config, batch, weights, session.ranks.device))
+    losses = TokenLosses(config, batch, weights, session.ranks.device)
+    result = session.learner.step(examples, weights, losses, describe=batch.describe)
     metrics = {**step_metrics(result), "sampler_difference": sampler_difference(batch, result)}
     if batch.old_log_probs is not None:
         metrics |= off_policy_metrics(config, batch, result)

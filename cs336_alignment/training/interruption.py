@@ -1,6 +1,7 @@
 """Asked to stop: by SIGTERM or SIGUSR1, as schedulers send them before the end, or by a time limit of one's own.
 
-A loop looks between two steps, writes a checkpoint and ends with exit status 0; `--resume auto` goes on from there.
+A loop looks between two steps, writes a checkpoint and ends with exit status 0; `--resume auto` goes on from there. It
+stops before the time limit where another step, as long as the longest so far, would end after it.
 """
 
 import signal
@@ -19,17 +20,21 @@ class Interruption:
         Args:
             ranks: all of them stop where one is asked to.
             began: when the run did, on the monotonic clock: before its models were loaded.
-            time_limit_minutes: stop so long after it; leave room for a step and a checkpoint before the job's end.
+            time_limit_minutes: have stopped so long after it; leave room for a checkpoint before the job's end.
         """
         self._ranks = ranks
+        self._last_look = monotonic()
+        self._longest_step = 0.0
         self._deadline = None if time_limit_minutes is None else began + 60 * time_limit_minutes
         self._signal: str | None = None
         self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
 
     def reason(self) -> str | None:
         """Why to stop now, the same on every rank; None to go on."""
-        mine = self._signal
-        if mine is None and self._deadline is not None and monotonic() > self._deadline:
+        mine, now = self._signal, monotonic()
+        self._longest_step = max(self._longest_step, now - self._last_look)
+        self._last_look = now
+        if mine is None and self._deadline is not None and now + self._longest_step > self._deadline:
             mine = "time limit"
         return next((reason for reason in self._ranks.gather([mine]) if reason), None)
 

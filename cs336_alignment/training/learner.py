@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -113,6 +114,7 @@ class Learner:
         weights: Float[Tensor, "sequences"],
         token_loss_of: TokenLossOf,
         learning_rate: float | None = None,
+        describe: Callable[[int], dict[str, Any]] = lambda _: {},
     ) -> StepResult:
         """Take one optimiser step on a train batch, the same batch on every rank.
 
@@ -121,6 +123,7 @@ class Learner:
             weights: of each example's tokens in the loss; examples with weight 0 are not run.
             token_loss_of: for the examples of a microbatch, the weighted loss of their tokens.
             learning_rate: of this step; None is the configured one.
+            describe: for an example's position, what else its loss depends on: written down where the step fails.
 
         Raises:
             NonFiniteLossError: before the policy is changed.
@@ -134,7 +137,7 @@ class Learner:
                 parts.append(self._backward(examples, microbatch, token_loss_of))
         result = self._result(parts, len(examples))
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            self._give_up(examples, result)
+            self._give_up(examples, weights, result, describe)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate if learning_rate is None else learning_rate
         self.optimizer.step()
@@ -211,14 +214,25 @@ class Learner:
             log_probs[row], entropy[row] = log_prob, uncertainty
         return log_probs, entropy
 
-    def _give_up(self, examples: Sequence[TokenExample], result: StepResult) -> None:
+    def _give_up(
+        self,
+        examples: Sequence[TokenExample],
+        weights: Tensor,
+        result: StepResult,
+        describe: Callable[[int], dict[str, Any]],
+    ) -> None:
         path = self._failures / f"non_finite_step_{self.steps_taken}.jsonl"
         if self.ranks.is_main:
             write_json_lines(
                 path,
                 (
-                    {**asdict(example), "log_probs": None if scores is None else scores.tolist()}
-                    for example, scores in zip(examples, result.log_probs, strict=True)
+                    {
+                        **asdict(example),
+                        "weight": weights[row].item(),
+                        "log_probs": None if scores is None else scores.tolist(),
+                        **describe(row),
+                    }
+                    for row, (example, scores) in enumerate(zip(examples, result.log_probs, strict=True))
                 ),
             )
         raise NonFiniteLossError(

@@ -5,6 +5,7 @@ before the backward pass, so any split of the batch accumulates the same gradien
 `backward_microbatch`; the handout's two steps are the equal split, on log-probs that are at hand.
 """
 
+import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
@@ -41,9 +42,10 @@ def backward_token_losses(
     """The same for token losses on a padded batch: loss = sum_i w_i sum_t mask_it loss_it.
 
     Returns:
-        The loss, detached.
+        The loss, detached; float32 where the token losses are in half precision.
     """
-    weights = sequence_weights.to(token_losses).unsqueeze(1)
+    dtype = torch.promote_types(token_losses.dtype, torch.float32)
+    weights = sequence_weights.to(token_losses.device, dtype).unsqueeze(1)
     loss = (token_losses * weights).where(response_mask.bool(), 0.0).sum()
     loss.backward()
     return loss.detach()

@@ -35,6 +35,10 @@ class TokenExample:
     prompt_ids: tuple[int, ...]
     response_ids: tuple[int, ...]
 
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
 
 @dataclass(frozen=True)
 class Segment:

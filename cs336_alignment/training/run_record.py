@@ -9,7 +9,7 @@ A line of metrics has `kind` ("train" or "eval"), `step`, the metrics, and `timi
 speed. But for `timing`, a run that was interrupted and resumed leaves the same lines as one that was not.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -55,7 +55,7 @@ class RunRecord:
 
         Args:
             folder: the run folder.
-            config: a dataclass; its field `run` may be one too, a `RunConfig`.
+            config: a dataclass.
             protocol: what the run's figures depend on, beside the config.
             ranks: this process among its peers.
             steps: how many the run will take, for the progress bar.
@@ -63,7 +63,8 @@ class RunRecord:
             start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
             wandb_mode: offline keeps wandb's files in the run folder, to be synced by hand.
             wandb_id: of the wandb run to go on with.
-            unmatched: fields of the config, or of its `run`, in which a resumed run may differ from its beginning.
+            unmatched: fields of the config, or of a dataclass in it, in which a resumed run may differ from how it
+                began.
 
         Raises:
             OtherRunError: the folder's run was started with another config, or other data.
@@ -79,16 +80,14 @@ class RunRecord:
             return
         settings = asdict(config)  # type: ignore[call-overload]
         settings["data_sha256"] = {str(path): sha256(path.read_bytes()).hexdigest() for path in data if path.exists()}
-        for part in (settings, settings.get("run", {})):
-            for name in unmatched:
-                part.pop(name, None)
         session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step}
-        record_session(folder, settings, protocol, session, must_match="config")
+        record_session(folder, settings, protocol, session, must_match="config", unmatched=unmatched)
         done = -1 if start_step is None else start_step
         rows = [row for row in read_complete_json_lines(folder / METRICS) if row["step"] <= done]
         self._cut(rows, done)
         self._began -= max((row["timing"]["wall_seconds"] for row in rows), default=0.0)
-        self._open_wandb(wandb_mode, type(config).__name__, settings)
+        if wandb_mode != "disabled":
+            self._mirror(lambda: self._open_wandb(wandb_mode, type(config).__name__, settings))
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -109,7 +108,8 @@ class RunRecord:
         append_json_lines(self.folder / METRICS, [{"kind": kind, "step": step, **metrics, "timing": timing}])
         if self._wandb is not None:
             numbers = {name: value for name, value in {**metrics, **timing}.items() if isinstance(value, int | float)}
-            self._wandb.log({f"{kind}_step": step, **{f"{kind}/{name}": value for name, value in numbers.items()}})
+            row = {f"{kind}_step": step, **{f"{kind}/{name}": value for name, value in numbers.items()}}
+            self._mirror(lambda: self._wandb.log(row))
         self._show(kind, step, metrics, timing)
 
     def completions(self, name: str, rows: Iterable[Any]) -> None:
@@ -127,7 +127,7 @@ class RunRecord:
         if self._main:
             self._progress.stop()
             if self._wandb is not None:
-                self._wandb.finish()
+                self._mirror(self._wandb.finish)
 
     def __enter__(self) -> "RunRecord":
         return self
@@ -143,9 +143,15 @@ class RunRecord:
             if int(path.stem.rpartition("_")[2]) > done:
                 path.unlink()
 
+    def _mirror(self, call: Callable[[], Any]) -> None:
+        """wandb mirrors the run, and must not end it: missing, without a network or on a full disk, it is left out."""
+        try:
+            call()
+        except Exception as error:
+            self._wandb = None
+            self.warn(f"wandb is left out from here on: {type(error).__name__}: {error}")
+
     def _open_wandb(self, mode: WandbMode, name: str, config: dict[str, Any]) -> None:
-        if mode == "disabled":
-            return
         import wandb
 
         self.wandb_id = self.wandb_id or token_hex(4)

@@ -108,10 +108,12 @@ class RunConfig:
             raise ValueError(f"temperature must be positive, got {self.temperature}: rollouts explore")
 
 
-# What a resumed run may change: where and for how long it runs, not what it computes.
+# What a resumed run may change: where, for how long and in what pieces it runs, not what it computes. With other pieces
+# floats are added in another order, and the last bits differ.
 UNMATCHED = (
     *("output", "resume", "time_limit_minutes", "wandb", "keep_checkpoints", "threads", "gpu_memory_utilization"),
-    *("dry_run", "gpu_memory_gib"),
+    *("dry_run", "gpu_memory_gib", "engine_batch_size", "activation_checkpointing", "sharding"),
+    *("token_budget", "gradient_accumulation_steps"),
 )
 
 
@@ -303,9 +305,6 @@ class Session:
         return folder
 
     def _open_engine(self) -> RolloutEngine:
-        if self.ranks.count > 1 and self.ranks.device.type == "cuda" and self.run.engine != "transformers":
-            # vLLM's engine in a rank's own process would take the first GPU, whichever the rank's is.
-            raise UsageError("several ranks on GPUs cannot have vLLM engines yet: give --engine transformers")
         return open_engine(
             self.run.engine,
             self.run.model,

@@ -17,14 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from cs336_alignment.numerics.aggregation import constant_weights
 from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult, TokenLossOf, warmup_cosine
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.session import RunConfig, Session, problems_from, reading_model, shuffled
-from cs336_alignment.training.targets import sft_targets
+from cs336_alignment.training.targets import check_lengths, sft_targets
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ def run_sft(config: SFTConfig) -> bool:
         append_eos=config.append_eos,
         seed=config.run.seed,
     )
+    with reading_model(config.run.model):
+        check_lengths(examples, AutoConfig.from_pretrained(config.run.model).max_position_embeddings)
     eval_problems = problems_from("eval-data", config.run.eval_data)
     steps = config.sft.steps(len(examples))
     with Session(config, config.run, config.optimizer, eval_problems, steps=steps, traces=config.data) as session:

@@ -97,6 +97,20 @@ def token_examples(traces: Sequence[Trace], tokenizer: Any, append_eos: bool) ->
     ]
 
 
+def check_lengths(examples: Sequence[TokenExample], positions: int) -> None:
+    """Refuse what the model has no positions for.
+
+    Raises:
+        UsageError: an example is too long.
+    """
+    too_long = [number for number, example in enumerate(examples, start=1) if example.length > positions]
+    if too_long:
+        raise UsageError(
+            f"{len(too_long):,} of {len(examples):,} examples are longer than the model's {positions:,} positions, the "
+            f"first of them number {too_long[0]:,} with {examples[too_long[0] - 1].length:,} tokens: leave them out"
+        )
+
+
 def correct_traces(traces: Sequence[Trace], prompt: str, path: Path) -> list[Trace]:
     """The traces whose answer is right.
 
