@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cs336_alignment.rollout.engine import Completion, Sampling, weight_sum
 from cs336_alignment.training.packing import packed_attention
@@ -15,6 +16,8 @@ from cs336_alignment.training.packing import packed_attention
 
 class FakeBody(nn.Module):
     """Tokens and positions, one layer of attention with two query heads to a key head, a nonlinearity."""
+
+    checkpointing = False
 
     def __init__(self, vocab_size: int, width: int) -> None:
         super().__init__()
@@ -24,6 +27,11 @@ class FakeBody(nn.Module):
 
     def forward(self, input_ids: Tensor, position_ids: Tensor, layout: Any = None, **_: Any) -> Any:
         hidden = self.tokens(input_ids) + self.positions(position_ids)
+        if self.checkpointing:
+            return SimpleNamespace(last_hidden_state=checkpoint(self.layer, hidden, layout, use_reentrant=False))
+        return SimpleNamespace(last_hidden_state=self.layer(hidden, layout))
+
+    def layer(self, hidden: Tensor, layout: Any) -> Tensor:
         width = hidden.shape[-1]
         query, key, value = self.mix(hidden).split([width, width // 2, width // 2], dim=-1)
 
@@ -31,7 +39,7 @@ class FakeBody(nn.Module):
             return tensor.unflatten(-1, (-1, width // 2)).transpose(1, 2)
 
         attended = packed_attention(self, heads(query), heads(key), heads(value), None, layout=layout)[0]
-        return SimpleNamespace(last_hidden_state=torch.tanh(hidden + attended.flatten(2)))
+        return torch.tanh(hidden + attended.flatten(2))
 
 
 class FakeLM(nn.Module):

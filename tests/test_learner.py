@@ -69,9 +69,12 @@ def whole_batch():
     [{"gradient_accumulation_steps": steps} for steps in (1, 2, 4, 6)] + [{"token_budget": n} for n in (1, 9, 100)],
     ids=str,
 )
-def test_every_split_gives_the_gradient_of_the_whole_batch(tmp_path, options):
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_every_split_gives_the_gradient_of_the_whole_batch(tmp_path, options, checkpointing):
     weights = sequence_mean_weights(torch.tensor(LENGTHS))
-    taken, result = gradient(learner(tmp_path, max_grad_norm=1e9, **options), weights)
+    one = learner(tmp_path, max_grad_norm=1e9, **options)
+    one.policy.model.base_model.checkpointing = checkpointing
+    taken, result = gradient(one, weights)
     loss, expected = whole_batch()
     assert result.loss == pytest.approx(loss, rel=1e-12)
     norm = math.sqrt(sum((value**2).sum().item() for value in expected.values()))

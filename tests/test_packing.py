@@ -124,8 +124,7 @@ def test_packed_log_probs_and_gradients_on_a_tiny_qwen2(model, activation_checkp
     torch.testing.assert_close(scores.log_probs, expected.detach(), rtol=1e-5, atol=2e-5)
     assert scores.loss.item() == pytest.approx((expected @ weights).item(), rel=1e-5)
     for (name, parameter), (_, other) in zip(policy.model.named_parameters(), model.named_parameters(), strict=True):
-        scale = other.grad.abs().max().item()
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=1e-5 * scale, msg=name)
+        assert (parameter.grad - other.grad).norm() <= 1e-5 * other.grad.norm(), name
 
 
 token_ids = st.lists(st.integers(0, 22), min_size=1, max_size=6).map(tuple)

@@ -8,12 +8,12 @@ import pytest
 
 from cs336_alignment.run_folder import OtherRunError, read_complete_json_lines, read_json
 from cs336_alignment.training.distributed import Ranks
-from cs336_alignment.training.run_record import RunRecord
+from cs336_alignment.training.run_record import RunRecord, WandbMode
 from cs336_alignment.training.session import UNMATCHED, RunConfig
 from cs336_alignment.training.sft import SFTConfig
 
 
-def record(folder, config, start_step: int | None = 0, data=(), wandb_mode="disabled", wandb_id=None):
+def record(folder, config, start_step: int | None = 0, data=(), wandb_mode: WandbMode = "disabled", wandb_id=None):
     return RunRecord(
         folder,
         config,

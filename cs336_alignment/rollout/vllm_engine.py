@@ -122,8 +122,9 @@ class VLLMEngine:
     def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         if self._tensor_parallel_size != 1:
             raise NotImplementedError("new weights reach an engine in this process alone: use tensor_parallel_size 1")
-        detached = [(name, tensor.detach()) for name, tensor in weights]
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": detached})
+        dtype = getattr(torch, self.dtype)
+        converted = ((name, tensor.detach().to(dtype)) for name, tensor in weights)
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": converted})
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: rollouts would mix the old policy with the new")
         self._policy_version = version
