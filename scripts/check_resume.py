@@ -27,6 +27,8 @@ from cs336_alignment import environment
 from cs336_alignment.run_folder import read_complete_json_lines, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
+KILLS_A_RUN = 3
+"""At most; then it is left to end, and compared."""
 ALGORITHMS = {
     "grpo": ("train_grpo.py", "--n-grpo-steps 6 --rollout-batch-size 32 --train-batch-size 16 --group-size 4 "
              "--loss-type grpo_clip --learning-rate 1e-3 --keep-completions-every 2 --kl-coef 0.1 --importance-cap 2 "
@@ -76,7 +78,7 @@ def check(config: Config) -> dict[str, Any]:
     while len(kills) < config.kills:
         folder = config.output / f"killed_{runs}"
         runs += 1
-        while len(kills) < config.kills:
+        for _ in range(min(KILLS_A_RUN, config.kills - len(kills))):
             seconds = duration * rng.random()
             saving = len(kills) % 3 == 2
             began = time()
