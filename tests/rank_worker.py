@@ -12,7 +12,7 @@ import torch
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
-from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.training.distributed import Ranks, leave_peers
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
@@ -81,6 +81,7 @@ def main() -> None:
     results = [train(ranks, output.parent, token_budget) for token_budget in BUDGETS]
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))
+    leave_peers()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from cs336_alignment import environment
 from cs336_alignment.rollout.proof import StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
 from cs336_alignment.run_folder import UsageError
+from cs336_alignment.training.distributed import leave_peers
 from cs336_alignment.training.learner import NonFiniteLossError
 from cs336_alignment.training.memory_check import TrainingConfig, check_memory
 
@@ -30,6 +31,7 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
             check_memory(config)
         if not config.run.dry_run:
             run(config)
+            leave_peers()
     except (UsageError, EngineNotInstalledError) as error:
         _fail(error, 2)
     except environment.DriverTooOldError as error:

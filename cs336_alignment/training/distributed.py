@@ -99,6 +99,12 @@ class Ranks:
         self.accelerator.wait_for_everyone()
 
 
+def leave_peers() -> None:
+    """At the end of a program, which a process group that is still there can abort while the interpreter ends."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def unwrap(module: nn.Module) -> Any:
     """The module inside DDP's wrapper; FSDP2 shards in place and has none."""
     return module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
