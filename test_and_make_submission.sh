@@ -7,7 +7,12 @@ cd "$(dirname "$0")"
 rm -f test_results.xml
 uv run pytest --junitxml=test_results.xml "$@"
 tests=$?
-uv run python scripts/make_submission.py || exit 1
+if [ ! -e test_results.xml ]; then # pytest did not get as far as to write it
+    echo '<testsuites><testsuite name="pytest" tests="0" errors="1" /></testsuites>' > test_results.xml
+    tests=$((tests > 0 ? tests : 1))
+fi
+uv run python scripts/make_submission.py
+zipped=$?
 
 if [ "$tests" -ne 0 ]; then
     printf '\n%s\n%s\n%s\n' \
@@ -15,4 +20,4 @@ if [ "$tests" -ne 0 ]; then
         '*  TESTS FAILED. The zip holds code that does not pass its tests. *' \
         '******************************************************************' >&2
 fi
-exit "$tests"
+exit "$((tests > 0 ? tests : zipped))"

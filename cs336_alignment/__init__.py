@@ -13,7 +13,8 @@ floor:
     evaluation.py   problems through an engine and the grader, to figures; evaluation_report.py: the page
 3.  training/       the algorithms: sft, expert_iteration, grpo, the DPO loss; under them
                     policy, packing, batching, microbatch, learner   from examples to an optimiser step
-                    session, rollouts, checkpoint, run_record, interruption, distributed   around the loops
+                    session, rollouts, checkpoint, interruption, distributed         around the loops
+                    metrics, run_record                                              what they leave written
                     memory, memory_check, alarms, curves             before, during and after a run
 4.  math_baseline.py, and scripts/ in the repository: one verb a file
 """

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from cs336_alignment.grading import Grade, grade_question_only, grade_r1_zero
+from cs336_alignment.grading import Grade, Verdict, grade_question_only, grade_r1_zero
 from cs336_alignment.numerics.log_probs import get_response_log_probs
 from cs336_alignment.numerics.masking import masked_mean
 from cs336_alignment.numerics.tokenization import collate_prompt_and_output, padding_id
@@ -84,6 +84,17 @@ class GradedExample:
         return "type1" if self.answer_reward else "type2"
 
 
+def grader_of(reward_fn: Callable[[str, str], dict[str, float]]) -> Grader:
+    """A reward function, (response, gold) -> `format_reward`, `answer_reward`, each 0 or 1, as a grader: both of its
+    verdicts are that function's, and the answer that was judged stays unknown."""
+
+    def grade(response: str, gold: str, _: bool) -> Grade:
+        rewards = reward_fn(response, gold)
+        return Grade(bool(rewards["format_reward"]), None, Verdict(bool(rewards["answer_reward"]), "reward function"))
+
+    return grade
+
+
 def evaluate(
     engine: RolloutEngine,
     grader: Grader,
@@ -96,7 +107,8 @@ def evaluate(
     """Generate one response a problem, grade it, and write it down; continue where the folder's earlier run stopped.
 
     Where the handout's `evaluate_vllm` takes a reward function, this takes the grader that such a function is made of:
-    it also has the second verdict, the parsed answer and the count of undecided ones.
+    it also has the second verdict, the parsed answer and the count of undecided ones. `grader_of` makes one out of a
+    reward function.
 
     Examples go to `completions/examples.jsonl`, a line a chunk to `metrics.jsonl`. A continued run gives the same
     examples as one that was never interrupted, since chunks keep their limits and their seeds.

@@ -17,6 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markdown import Markdown
@@ -28,7 +29,7 @@ from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.rollout.engine import RolloutEngine, Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
-from cs336_alignment.run_folder import UsageError, record_session, write_json
+from cs336_alignment.run_folder import UsageError, check_same_run, record_session, write_json
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 
@@ -70,8 +71,8 @@ class BaselineConfig:
     """Of weights and compute; auto is bfloat16 on a GPU, float32 on a CPU."""
     max_batch_size: int | None = None
     """Sequences that run at once; default: the engine's own."""
-    chunk_size: int = 256
-    """Problems generated, graded and stored at once."""
+    chunk_size: int | None = None
+    """Problems generated, graded and stored at once: what an interruption loses. Default: 256 on a GPU, 64 on a CPU."""
     output: Path | None = None
     """Run folder. Default: a new one under runs/."""
     resume: bool = False
@@ -85,7 +86,7 @@ def main() -> None:
         environment.check_cuda_driver()
         run(config, console)
     except (UsageError, EngineNotInstalledError, environment.DriverTooOldError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -101,10 +102,11 @@ def run(config: BaselineConfig, console: Console) -> Path:
             raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
     model, data, note = choose_model_and_data(config.model, config.data, os.environ, data_folder())
     if note:
-        console.print(note, markup=False, highlight=False)
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     problems = _load(data, config.limit)
     template = prompts.load_template(config.prompt)
     sampling = _sampling(config)
+    chunk_size = config.chunk_size or (256 if torch.cuda.is_available() else 64)
     run_folder = config.output or Path("runs") / f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"
     _check_output(run_folder, config.resume)
     with _open_engine(config, model, progress=console.is_terminal) as engine:
@@ -116,26 +118,25 @@ def run(config: BaselineConfig, console: Console) -> Path:
             prompt=config.prompt,
             prompt_sha256=prompts.sha256(template),
             sampling=sampling,
-            chunk_size=config.chunk_size,
+            chunk_size=chunk_size,
             engine=engine.description,
         )
         _record(run_folder, config, protocol)
-        console.print(f"{len(problems):,} problems from {data} to {model}; run folder {run_folder}", highlight=False)
+        about = f"{len(problems):,} problems from {data} to {model}; run folder {run_folder}"
+        console.print(about, markup=False, highlight=False, soft_wrap=True)
         try:
-            examples = evaluate(
-                engine, GRADERS[config.prompt], problems, template, sampling, run_folder, config.chunk_size
-            )
+            examples = evaluate(engine, GRADERS[config.prompt], problems, template, sampling, run_folder, chunk_size)
         except ValueError as error:
             raise UsageError(str(error)) from error
         except KeyboardInterrupt:
-            again = f"--output {run_folder} --resume"
-            console.print(f"\ninterrupted; the same command with {again} continues", highlight=False)
+            again = f"\ninterrupted; the same command with --output {run_folder} --resume continues"
+            console.print(again, markup=False, highlight=False, soft_wrap=True)
             sys.exit(130)
     summary = summarize(examples, generation_seconds(run_folder))
     write_json(run_folder / "summary.json", summary)
     report = write_report(run_folder, protocol, examples, summary)
     Console().print(Markdown(summary_table(summary)))
-    console.print(f"report: {report}", highlight=False)
+    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return run_folder
 
 
@@ -247,7 +248,8 @@ def _check_output(run_folder: Path, resume: bool) -> None:
 
 def _record(run_folder: Path, config: BaselineConfig, protocol: EvaluationProtocol) -> None:
     """Write run.json; a resumed run must have the protocol that it was started with, and adds its session."""
-    record_session(run_folder, asdict(config), asdict(protocol), environment.describe(), must_match="protocol")
+    check_same_run(run_folder, "protocol", asdict(protocol))
+    record_session(run_folder, asdict(config), asdict(protocol), environment.describe())
 
 
 if __name__ == "__main__":

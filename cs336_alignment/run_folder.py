@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -67,31 +67,40 @@ class OtherRunError(UsageError):
     """A run folder holds a run that was started differently."""
 
 
-def record_session(
-    folder: Path, config: Any, protocol: Any, session: Any, must_match: str, unmatched: Sequence[str] = ()
+def check_same_run(
+    folder: Path, part: Literal["config", "protocol"], now: dict[str, Any], unmatched: Sequence[str] = ()
 ) -> None:
-    """Write run.json, or add this session to that of a run that goes on.
+    """Refuse to go on with a run that was begun differently; a folder without a run is fine.
+
+    Args:
+        folder: the run folder.
+        part: of run.json that has to match.
+        now: what it would be for this run.
+        unmatched: names in it, at any depth, that may differ.
+
+    Raises:
+        OtherRunError: it does not match; the message names the fields.
+    """
+    path = folder / "run.json"
+    if not path.exists():
+        return
+    before, now = _flat(read_json(path)[part]), _flat(json.loads(json.dumps(now, default=str)))
+    differing = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
+    changed = [name for name in differing if name.rpartition(".")[2] not in unmatched]
+    if changed:
+        raise OtherRunError(f"{folder} was started with another {', '.join(changed)}: resume with the same options")
+
+
+def record_session(folder: Path, config: Any, protocol: Any, session: Any) -> None:
+    """Write run.json, or add this session to that of a run that goes on, whose config and protocol stay as they were.
 
     Args:
         folder: the run folder.
         config, protocol: what the run was asked to do, and what its figures depend on.
         session: where and with what this process runs.
-        must_match: "config" or "protocol": the part that a continued run has to share with its beginning.
-        unmatched: names in it, at any depth, that may differ; those of the beginning stay in the file.
-
-    Raises:
-        OtherRunError: it does not; the message names the fields.
     """
     path = folder / "run.json"
-    record = {"config": config, "protocol": protocol, "sessions": []}
-    if path.exists():
-        now = _flat(json.loads(json.dumps(record[must_match], default=str)))
-        record = read_json(path)
-        before = _flat(record[must_match])
-        differing = sorted(name for name in {*now, *before} if before.get(name) != now.get(name))
-        changed = [name for name in differing if name.rpartition(".")[2] not in unmatched]
-        if changed:
-            raise OtherRunError(f"{folder} was started with another {', '.join(changed)}: resume with the same options")
+    record = read_json(path) if path.exists() else {"config": config, "protocol": protocol, "sessions": []}
     record["sessions"].append(session)
     write_json(path, record)
 

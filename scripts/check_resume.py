@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_flatten
 
 from cs336_alignment import environment
 from cs336_alignment.run_folder import read_complete_json_lines, read_json, write_json
+from cs336_alignment.training.checkpoint import Checkpoints
 
 ROOT = Path(__file__).resolve().parents[1]
 KILLS_A_RUN = 3
@@ -159,13 +160,14 @@ def half_a_checkpoint(folder: Path, since: float) -> bool:
 
 
 def steps_saved(folder: Path) -> int:
-    saved = [int(path.name.removeprefix("step_")) for path in (folder / "checkpoints").glob("step_*[0-9]")]
-    return max(saved, default=0)
+    latest = Checkpoints(folder).latest()
+    return 0 if latest is None else int(latest.name.removeprefix("step_"))
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Digests of all that must be the same."""
-    last = folder / "checkpoints" / f"step_{steps_saved(folder)}"
+    last = Checkpoints(folder).latest()
+    assert last is not None, "a run that ended has a checkpoint"
     optimizer = torch.load(last / "optimizer.pt", weights_only=False)
     metrics = [
         {name: value for name, value in row.items() if name != "timing"}

@@ -50,7 +50,7 @@ def main(config: Config) -> None:
     splits["dev"], splits["train_full"] = carve_dev(splits["train"])
     for name, rows in splits.items():
         write_json_lines(config.output / f"{name}.jsonl", rows)
-        print(f"{config.output / name}.jsonl: {len(rows):,} problems, sha256 {content_sha256(rows)}")
+        print(f"{config.output / name}.jsonl: {len(rows):,} problems, sha256 of the content {content_sha256(rows)}")
 
 
 def read_split(name: str, source: Path | None) -> list[Row]:

@@ -20,6 +20,7 @@ from rich.console import Console
 from cs336_alignment import math_baseline
 from cs336_alignment.evaluation import EXAMPLES
 from cs336_alignment.run_folder import UsageError, read_complete_json_lines, read_json, write_atomically, write_json
+from cs336_alignment.training.checkpoint import Checkpoints
 from cs336_alignment.training.command_line import run_command
 from cs336_alignment.training.curves import ACCURACY, COLOURS, line, read_curves
 from cs336_alignment.training.expert_iteration import ExpertIterationConfig, run_expert_iteration
@@ -72,7 +73,9 @@ def main(config: Config) -> None:
         if not command():
             raise UsageError(f"stopped during {NAMES[name]}: there is no report; start again with another --output")
         minutes[name] = (monotonic() - started) / 60
-        summaries[name] = test(config, name, last_checkpoint(config.output / name))
+        trained = Checkpoints(config.output / name).latest()
+        assert trained is not None, "a run that ended has a checkpoint"
+        summaries[name] = test(config, name, trained)
     results = {
         name: {"minutes": round(minutes[name], 2), **{kind: figures(s) for kind, s in summary.items()}}
         for name, summary in summaries.items()
@@ -145,6 +148,7 @@ def test(config: Config, name: str, model: Path) -> dict[str, dict[str, Any]]:
                 limit=config.test_limit,
                 engine="transformers",
                 max_batch_size=256,
+                chunk_size=256,
                 output=folder,
             ),
             Console(stderr=True),
@@ -173,10 +177,6 @@ def draw(config: Config, baseline: dict[str, Any]) -> Figure:
     panel.grid(alpha=0.25)
     panel.legend(frameon=False)
     return figure
-
-
-def last_checkpoint(run_folder: Path) -> Path:
-    return max((run_folder / "checkpoints").glob("step_*"), key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def figures(summary: dict[str, Any]) -> dict[str, Any]:

@@ -45,8 +45,6 @@ class FakeBody(nn.Module):
 class FakeLM(nn.Module):
     """What `Policy` needs of a Hugging Face causal language model, in float64 throughout."""
 
-    all_tied_weights_keys: tuple[str, ...] = ()
-
     def __init__(self, vocab_size: int = 23, width: int = 8, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
@@ -57,7 +55,7 @@ class FakeLM(nn.Module):
     def get_output_embeddings(self) -> nn.Linear:
         return self.head
 
-    def save_pretrained(self, folder: Path, state_dict: dict[str, Tensor]) -> None:
+    def save_pretrained(self, folder: Path, state_dict: dict[str, Tensor], max_shard_size: str) -> None:
         save_file(state_dict, folder / "model.safetensors")
 
 

@@ -13,9 +13,10 @@ from tests.common import REPOSITORY
 from tests.rank_worker import BUDGETS, train
 
 TORCHRUN = "torch.distributed.run --nproc_per_node=2 --standalone"
-# The README's `accelerate launch --multi_gpu --num_processes 2`, on a port that is free.
+# The README's `accelerate launch --multi_gpu --num_processes 2`, on a port that is free. As a user's accelerate config
+# may, it asks for bfloat16; precision is --dtype's alone, float32 in these tests.
 ACCELERATE = (
-    "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
+    "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision bf16 "
     "--dynamo_backend no --main_process_port 0"
 )
 

@@ -14,6 +14,7 @@ from cs336_alignment.evaluation import (
     GradedExample,
     evaluate,
     generation_seconds,
+    grader_of,
     log_generations,
     summarize,
     wilson_interval,
@@ -71,6 +72,16 @@ def test_evaluate_grades_each_problem(tmp_path):
     rows = read_complete_json_lines(tmp_path / EXAMPLES)
     assert [row["index"] for row in rows] == [0, 1, 2, 3, 4]
     assert rows == json.loads(json.dumps([asdict(example) for example in examples]))
+
+
+def test_evaluate_takes_a_reward_function_as_a_grader(tmp_path):
+    def reward_fn(response, gold):
+        return {"format_reward": 1.0, "answer_reward": float(gold in response), "reward": float(gold in response)}
+
+    asked = problems(("four is 4", "4"), ("five", "5"))
+    engine: Any = FakeEngine()
+    graded = evaluate(engine, grader_of(reward_fn), asked, TEMPLATE, SAMPLING, tmp_path)
+    assert [(row.reward, row.semantic_reward, row.parsed_answer) for row in graded] == [(1, 1, None), (0, 0, None)]
 
 
 def test_evaluate_gives_every_chunk_its_own_seed(tmp_path):

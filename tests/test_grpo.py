@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cs336_alignment.numerics.advantages import group_normalized_advantages
+from cs336_alignment.numerics.aggregation import constant_weights, sequence_mean_weights, token_mean_weights
+from cs336_alignment.numerics.log_probs import sampling_logits
 from cs336_alignment.numerics.policy_gradient import MAX_LOG_RATIO
+from cs336_alignment.training.microbatch import backward_token_losses
 from tests import references, snapshot_cases
 from tests.adapters import (
     run_compute_group_normalized_rewards,
@@ -414,3 +417,15 @@ def test_grpo_microbatch_train_step_bfloat16():
     assert loss.item() == pytest.approx((1.5 - 4.5 + 1) / 21, rel=1e-6)
     expected = (-advantages.float() / 2 / 21).expand(3, 2).bfloat16()
     torch.testing.assert_close(grad_of(log_probs), expected, rtol=2**-8, atol=0)
+
+
+def test_results_lie_where_their_inputs_do():
+    """On torch's meta device, which needs no GPU, what is made on the CPU by mistake fails or lies elsewhere."""
+    logits = torch.zeros(2, 5, device="meta")
+    assert sampling_logits(logits, vocab_size=3).device.type == "meta"
+    lengths = torch.zeros(2, dtype=torch.int64, device="meta")
+    for weights in (sequence_mean_weights(lengths), constant_weights(lengths, 2.0), token_mean_weights(lengths)):
+        assert weights.device.type == "meta"
+    mask = torch.zeros(2, 5, dtype=torch.bool, device="meta")
+    loss = backward_token_losses(logits.requires_grad_(), mask, torch.ones(2, dtype=torch.float64))
+    assert loss.device.type == "meta"

@@ -12,6 +12,7 @@ from cs336_alignment.training.grpo import (
     GRPOConfig,
     TokenLosses,
     TrainBatch,
+    correction_metrics,
     off_policy_metrics,
     sample_groups,
     sampler_difference,
@@ -19,10 +20,10 @@ from cs336_alignment.training.grpo import (
     train_batches,
 )
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
+from cs336_alignment.training.metrics import over_updates
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import QuestionStream, RunConfig, Session, shuffled
-from cs336_alignment.training.sft import over_updates
 from tests.common import grad_of
 
 LENGTHS = (3, 1, 4, 2)
@@ -162,6 +163,22 @@ def test_off_policy_metrics_by_hand():
     for trainer, one in ((OLD, train), (POLICY, batch(off_policy=False))):
         apart = np.abs(np.concatenate([trainer[0] - SAMPLER[0], trainer[3] - SAMPLER[3]]))
         assert sampler_difference(one, result) == pytest.approx(apart.mean(), rel=1e-6)
+
+
+@pytest.mark.parametrize("off_policy", [True, False])
+def test_correction_metrics_by_hand(off_policy):
+    # Of rows 0 and 3, the ones that were run: k3 to the reference, and min(pi / pi_engine, cap).
+    scores = [torch.tensor(POLICY[0]), None, None, torch.tensor(POLICY[3])]
+    result = StepResult(0.0, 0.0, scores, scores, 2, 5)
+    metrics = correction_metrics(config(kl_coef=0.1, importance_cap=1.1), batch(off_policy), result)
+    distance = np.concatenate([REFERENCE[0] - POLICY[0], REFERENCE[3] - POLICY[3]])
+    assert metrics["reference_kl"] == pytest.approx((np.exp(distance) - distance - 1).mean())
+    trainer = OLD if off_policy else POLICY
+    ratio = np.exp(np.concatenate([trainer[0] - SAMPLER[0], trainer[3] - SAMPLER[3]]))
+    assert 0 < (ratio > 1.1).sum() < 5
+    assert metrics["importance_weight"] == pytest.approx(np.minimum(ratio, 1.1).mean())
+    assert metrics["importance_truncated"] == (ratio > 1.1).mean()
+    assert correction_metrics(config(), batch(off_policy, reference=False), result) == {}
 
 
 def test_train_batches_keep_rollouts_with_their_advantages():

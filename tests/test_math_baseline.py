@@ -10,10 +10,10 @@ import sys
 import pytest
 from rich.console import Console
 
-from cs336_alignment import math_baseline
+from cs336_alignment import environment, math_baseline
 from cs336_alignment.math_baseline import BaselineConfig, choose_model_and_data, run
 from cs336_alignment.run_folder import UsageError
-from tests.common import REPOSITORY, TINY_QWEN2
+from tests.common import REPOSITORY, TINY_QWEN2, glossary
 
 TINY = str(TINY_QWEN2)
 
@@ -116,7 +116,35 @@ def test_a_run_leaves_a_complete_folder(data, tmp_path):
     assert record["protocol"]["sampling"]["stop"] == ["</answer>"]
     assert record["protocol"]["engine"]["engine"].startswith("transformers ")
     assert {"commit", "packages", "hardware", "python"} <= set(record["sessions"][0])
-    assert json.loads((output / "summary.json").read_text())["n"] == 5
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["n"] == 5
+    chunk = json.loads((output / "metrics.jsonl").read_text().splitlines()[0])
+    assert {*summary, *summary["categories"], *chunk} <= glossary()
+
+
+def test_what_is_said_to_the_user_is_not_wrapped(monkeypatch, capsys):
+    """A command that a terminal of 80 columns cuts in two is no command any more."""
+    command = "uv pip install " + "--and-so-on " * 20 + "-e ."
+
+    def too_old():
+        raise environment.DriverTooOldError(f"the driver is too old; run\n    {command}")
+
+    monkeypatch.setattr(environment, "check_cuda_driver", too_old)
+    monkeypatch.setattr(sys, "argv", ["math_baseline"])
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as ended:
+        math_baseline.main()
+    assert ended.value.code == 2
+    assert f"    {command}" in capsys.readouterr().err.splitlines()
+
+
+def test_the_note_has_two_lines_on_the_terminal(folder, monkeypatch):
+    monkeypatch.setattr(math_baseline, "data_folder", lambda: folder)
+    monkeypatch.delenv("CS336_MODEL", raising=False)
+    terminal = io.StringIO()
+    with pytest.raises(UsageError, match="holds no problems"):
+        run(BaselineConfig(), Console(file=terminal, width=80))
+    assert len(terminal.getvalue().splitlines()) == 2
 
 
 def test_a_run_resumes_to_the_same_examples(data, tmp_path):

@@ -1,5 +1,6 @@
 """The predicted memory table: parameters, activations against what torch allocates, phases, and what to change."""
 
+import json
 import re
 import weakref
 from dataclasses import replace
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoConfig, Qwen2Config
+from transformers import AutoConfig, AutoTokenizer, Qwen2Config
 
 from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training import command_line
@@ -33,6 +34,7 @@ from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import Layout, Segment, TokenExample, pack
 from cs336_alignment.training.policy import Policy
 from cs336_alignment.training.session import RunConfig
+from cs336_alignment.training.sft import SFTConfig, SFTStepsConfig
 from tests.common import REPOSITORY, TINY_QWEN2
 
 EMBEDDED = REPOSITORY / "data/policy"
@@ -251,7 +253,7 @@ def test_training_in_float32_fails_when_the_moments_appear(shape):
         ({"row_tokens": 10**5, "longest": 9000}, "set --activation-checkpointing"),
         (
             {"row_tokens": 10**6, "longest": 10**6, "checkpointing": True},
-            "one response is too much: lower --max-tokens",
+            "one sequence is too much: lower --max-tokens",
         ),
         ({"engine": 30 * GIB}, r"set --gpu-memory-utilization \(vLLM\) to 0.4[0-9] or less"),
         ({"engine": 30 * GIB, "engine_needs": 29 * GIB}, "no room for the rollout engine"),
@@ -296,6 +298,10 @@ def grpo(**options):
     return GRPOConfig(run=run, optimizer=OptimizerConfig(token_budget=4096))
 
 
+def predicted(config):
+    return predict_run(config, config.longest_example())
+
+
 def test_a_dry_run_prints_the_table_and_does_not_train(monkeypatch, capsys):
     monkeypatch.setattr(command_line.tyro, "cli", lambda *_, **__: grpo())
     command_line.run_command(GRPOConfig, None, lambda _: pytest.fail("trained"))
@@ -311,14 +317,28 @@ def test_a_run_that_does_not_fit_is_refused_after_the_table(capsys):
 def test_the_microbatch_of_the_options(monkeypatch):
     # The handout's: 256 rollouts in 128 microbatches; each has a prompt of 256 and a response of 1,024 tokens at most.
     handout = GRPOConfig(run=RunConfig(model=str(TINY_QWEN2)))
-    assert predict_run(handout).row_tokens == 2 * (256 + 1024)
-    assert predict_run(handout).gpu == 40 * GIB
-    assert predict_run(grpo()).row_tokens == 4096
-    assert predict_run(grpo(max_tokens=5000)).row_tokens == 5256
-    assert predict_run(replace(handout, kl_coef=0.1)).reference == 4 * 92864
+    assert predicted(handout).row_tokens == 2 * (256 + 1024)
+    assert predicted(handout).gpu == 40 * GIB
+    assert predicted(grpo()).row_tokens == 4096
+    assert predicted(grpo(max_tokens=5000)).row_tokens == 5256
+    assert predicted(replace(handout, kl_coef=0.1)).reference == 4 * 92864
     sharded = replace(handout, run=replace(handout.run, sharding="fsdp2"))
-    alone = predict_run(sharded)
+    alone = predicted(sharded)
     assert (alone.weights, alone.whole_optimizer) == (4 * 92864, 0)
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert predict_run(sharded).weights == 92864
-    assert predict_run(handout).weights == 4 * 92864
+    assert predicted(sharded).weights == 92864
+    assert predicted(handout).weights == 4 * 92864
+
+
+def test_the_microbatch_of_traces_is_that_of_the_longest(tmp_path):
+    # 32 examples in 16 microbatches: two each. The longer response decides.
+    data = tmp_path / "traces.jsonl"
+    rows = [{"prompt": "x", "response": " y" * count} for count in (3, 200)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = RunConfig(model=str(TINY_QWEN2), max_tokens=8)
+    optimizer = OptimizerConfig(gradient_accumulation_steps=16)
+    sft = SFTConfig(run=run, optimizer=optimizer, sft=SFTStepsConfig(batch_size=32), data=data)
+    tokenizer = AutoTokenizer.from_pretrained(TINY_QWEN2)
+    longest = len(tokenizer("x")["input_ids"]) + len(tokenizer(" y" * 200)["input_ids"]) + 1  # EOS
+    assert longest > 200
+    assert predicted(sft).row_tokens == 2 * longest

@@ -6,25 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from cs336_alignment.run_folder import OtherRunError, read_complete_json_lines, read_json
+from cs336_alignment.run_folder import OtherRunError, check_same_run, read_complete_json_lines, read_json
 from cs336_alignment.training.distributed import Ranks
-from cs336_alignment.training.run_record import RunRecord, WandbMode
+from cs336_alignment.training.run_record import RunRecord, WandbMode, settings_of
 from cs336_alignment.training.session import UNMATCHED, RunConfig
 from cs336_alignment.training.sft import SFTConfig
 
 
 def record(folder, config, start_step: int | None = 0, data=(), wandb_mode: WandbMode = "disabled", wandb_id=None):
+    settings = settings_of(config, data)
+    check_same_run(folder, "config", settings, UNMATCHED)
     return RunRecord(
         folder,
-        config,
+        settings,
         {},
         Ranks(),
         steps=9,
-        data=data,
+        job_type="SFT",
         start_step=start_step,
         wandb_mode=wandb_mode,
         wandb_id=wandb_id,
-        unmatched=UNMATCHED,
     )
 
 

@@ -7,6 +7,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -18,10 +19,12 @@ from cs336_alignment.prompts import load_template
 from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.training.grpo import GRPOConfig, run_grpo
 from cs336_alignment.training.interruption import Interruption
 from cs336_alignment.training.packing import TokenExample
+from cs336_alignment.training.session import RunConfig
 from cs336_alignment.training.targets import check_lengths, rationale_traces, sft_targets
-from tests.common import REPOSITORY
+from tests.common import REPOSITORY, glossary
 from tests.test_distributed import ACCELERATE, launch
 
 POLICY = REPOSITORY / "data" / "policy"
@@ -49,7 +52,9 @@ def rows(folder):
 @pytest.mark.slow
 def test_grpo_writes_a_whole_run_folder(tmp_path):
     folder = tmp_path / "run"
-    finished = run("train_grpo.py", f"{TINY} {GRPO} --n-grpo-steps 2 --eval-every 2 --output {folder}")
+    every_metric = "--kl-coef 0.1 --importance-cap 2 --loss-type grpo_clip --train-batch-size 8"
+    options = f"{TINY} {GRPO} {every_metric} --eval-every 2 --output {folder}"
+    finished = run("train_grpo.py", f"{options} --n-grpo-steps 2")
     assert finished.returncode == 0, finished.stderr
     assert [(row["kind"], row["step"]) for row in rows(folder)] == [
         ("eval", 0),
@@ -60,6 +65,9 @@ def test_grpo_writes_a_whole_run_folder(tmp_path):
     logged = rows(folder)[1]
     for name in ("reward", "format_reward", "answer_reward", "loss", "grad_norm", "entropy", "mean_length"):
         assert name in logged
+    assert "reference_kl" in logged
+    for row in rows(folder):
+        assert {*row, *row["timing"]} - {"kind", "step", "timing"} <= glossary()
     record = json.loads((folder / "run.json").read_text())
     assert record["config"]["n_grpo_steps"] == 2
     assert record["sessions"][0]["packages"]["torch"]
@@ -68,10 +76,10 @@ def test_grpo_writes_a_whole_run_folder(tmp_path):
     completions = {path.name for path in (folder / "completions").iterdir()}
     assert completions == {"eval_step_0.jsonl", "eval_step_2.jsonl", "rollouts_step_1.jsonl"}
 
-    again = run("train_grpo.py", f"{TINY} {GRPO} --n-grpo-steps 2 --output {folder}")
+    again = run("train_grpo.py", f"{options} --n-grpo-steps 2")
     assert again.returncode == 2
     assert "--resume auto" in again.stderr
-    other = run("train_grpo.py", f"{TINY} {GRPO} --n-grpo-steps 3 --eval-every 2 --resume auto --output {folder}")
+    other = run("train_grpo.py", f"{options} --n-grpo-steps 3 --resume auto")
     assert other.returncode == 2
     assert "started with another n_grpo_steps" in other.stderr
     assert len(rows(folder)) == 4
@@ -145,12 +153,19 @@ def test_grpo_on_two_ranks(tmp_path, sharding):
         ("train_grpo.py", "--train-data nowhere.jsonl", "--train-data: there is no nowhere.jsonl"),
         ("train_grpo.py", "--rollout-batch-size 255", "multiple of group_size"),
         # No name that the hub could have: nothing here waits for a network.
-        ("train_sft.py", "--model no/such/folder", "--model: 'no/such/folder' is no Hugging Face folder"),
-        ("train_grpo.py", "--model no/such/folder --dry-run", "--model: 'no/such/folder' is no Hugging Face folder"),
+        ("train_sft.py", "--model no/such/folder", "hub name that can be used: 'no/such/folder'"),
+        ("train_grpo.py", "--model no/such/folder --dry-run", "hub name that can be used: 'no/such/folder'"),
         ("train_expert_iteration.py", "--rollouts-per-question 0", "rollouts_per_question must be at least 1"),
         ("train_sft.py", "--filter-correct", "--filter-correct needs --data"),
         ("train_sft.py", "--unique-examples 7000", "there are 6,000 to choose from"),
         ("train_expert_iteration.py", "--temperature 0", "temperature must be positive"),
+        ("train_grpo.py", "--resume auto", "resume auto needs output"),
+        ("train_grpo.py", "--train-batch-size 0", "train_batch_size must be at least 1, got 0"),
+        ("train_grpo.py", "--importance-cap -1", "importance_cap must be positive, got -1.0"),
+        ("train_grpo.py", "--kl-coef -0.1", "kl_coef must not be negative"),
+        ("train_sft.py", "--seed -1", "seed must not be negative"),
+        ("train_sft.py", "--betas 0.9 1.0", "betas must be at least 0 and below 1"),
+        ("train_sft.py", "--threads 0", "threads must be at least 1"),
     ],
 )
 def test_bad_options_end_in_one_line(script, options, message, monkeypatch, capsys):
@@ -163,6 +178,22 @@ def test_bad_options_end_in_one_line(script, options, message, monkeypatch, caps
     assert ended.value.code == 2
     # tyro puts its errors into a box, and wraps them.
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
+
+
+def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, monkeypatch):
+    """Found before anything is loaded: this model could not be."""
+    monkeypatch.chdir(REPOSITORY)
+    options = GRPOConfig(
+        run=RunConfig(
+            "no/such/folder", Path("data/arithmetic/train.jsonl"), Path("data/arithmetic/dev.jsonl"), output=tmp_path
+        )
+    )
+    (tmp_path / "checkpoints/step_3").mkdir(parents=True)
+    with pytest.raises(UsageError, match="already holds a run: go on with --resume auto"):
+        run_grpo(options)
+    (tmp_path / "run.json").write_text(json.dumps({"config": {"run": {"model": "another"}}}))
+    with pytest.raises(UsageError, match=r"started with another .*run\.model"):
+        run_grpo(replace(options, run=replace(options.run, resume="auto")))
 
 
 TOKENIZER = AutoTokenizer.from_pretrained(POLICY)
@@ -230,7 +261,7 @@ def test_an_interruption_is_noted_and_a_time_limit_kept():
     interruption = Interruption(Ranks(), monotonic())
     assert interruption.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
-    assert interruption.reason() == "SIGTERM"
+    assert interruption.reason() == interruption.at_once() == "SIGTERM"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -241,6 +272,15 @@ def test_a_run_ends_before_a_step_that_would_end_after_the_time_limit(monkeypatc
     interruption = Interruption(Ranks(), began=0.0, time_limit_minutes=130 / 60)
     assert interruption.reason() is None
     assert interruption.reason() == "time limit"
+    interruption.restore()
+
+
+def test_within_a_step_only_a_limit_that_is_over_ends_a_run(monkeypatch):
+    clock = iter([0.0, 129.0, 131.0])
+    monkeypatch.setattr("cs336_alignment.training.interruption.monotonic", lambda: next(clock))
+    interruption = Interruption(Ranks(), began=0.0, time_limit_minutes=130 / 60)
+    assert interruption.at_once() is None
+    assert interruption.at_once() == "time limit"
     interruption.restore()
 
 

@@ -4,9 +4,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# "answer is B", "Answer: (B)", "the correct option is $\\boxed{B}$"; any case for the words, a capital for the letter.
+# "answer is B", "Answer: (B)", "answer to the question should be B", "the correct option is $\\boxed{B}$"; any case for
+# the words, a capital for the letter.
 _STATED = re.compile(
-    r"(?i:answer|option|choice)\s*(?:(?i:is|would be|:)\s*)+(?i:option\s+|choice\s+)?"
+    r"(?i:answer|option|choice)\s*(?i:(?:to|for) [^.:\n]{1,60}?\s)?"
+    r"(?:(?i:is|(?:would|should|must) be|:)\s*)+(?i:option\s+|choice\s+)?"
     r"""[$"'(\[{]*(?:\\boxed\{)?([A-D])\b(?!['’]\w)"""
 )
 # The output opens with the letter; beside it only punctuation, the end, or a verdict: "B", "(B) one", "B is correct".

@@ -68,8 +68,9 @@ class Checkpoints:
         weights = dict(learner.policy.weights())
         optimizer = tree_map_only(DTensor, _whole_on_cpu, learner.optimizer.state_dict())
         if learner.ranks.is_main:
+            for left_by_a_kill in self._folder.glob("step_*.partial"):
+                shutil.rmtree(left_by_a_kill)
             partial = target.with_name(target.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             learner.policy.save(partial, weights)
             torch.save({"optimizer": optimizer, "random_states": random_states}, partial / "optimizer.pt")

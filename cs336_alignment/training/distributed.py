@@ -37,7 +37,8 @@ class Ranks:
         """
         ddp = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
         # A GPU or the CPU; accelerate would choose Apple's GPU, which has no float64.
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[ddp])
+        # Precision is the policy's (--dtype), not that of an accelerate config.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", kwargs_handlers=[ddp])
         self.sharding = sharding
         launched_alone = "ACCELERATE_MIXED_PRECISION" in os.environ and "LOCAL_RANK" not in os.environ
         if self.count == 1 and launched_alone and os.environ.get("MASTER_ADDR") == "127.0.0.1":

@@ -9,7 +9,6 @@ for step = 1 .. n_ei_steps:
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from statistics import mean
 from time import monotonic
 from typing import Any
 
@@ -17,9 +16,10 @@ from cs336_alignment.rollout.engine import Sampling, derive_seed
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.alarms import collapse_alarms
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
+from cs336_alignment.training.metrics import over_updates, rollout_metrics, step_metrics
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from
-from cs336_alignment.training.sft import SFTStepsConfig, over_updates, sft_steps, step_metrics
+from cs336_alignment.training.sft import SFTStepsConfig, sft_steps
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,9 @@ class ExpertIterationConfig:
     @property
     def sequences_per_step(self) -> int:
         return self.sft.batch_size
+
+    def longest_example(self) -> int:
+        return self.run.longest_rollout
 
     @property
     def keeps_reference(self) -> bool:
@@ -88,7 +91,12 @@ def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Pro
         sampled = monotonic()
         correct = [rollout for rollout in rollouts if rollout.reward]
         metrics: dict[str, Any] = {**rollout_metrics(rollouts), **asdict(proof), "kept": len(correct)}
-        metrics |= over_updates([step_metrics(result) for _, result in _fine_tune(config, correct, session, step)])
+        updates = []
+        for _, result in _fine_tune(config, correct, session, step):
+            updates.append(step_metrics(result))
+            if session.cut_short(step):
+                return
+        metrics |= over_updates(updates)
         metrics["alarms"] = collapse_alarms(metrics)
         for alarm in metrics["alarms"]:
             session.record.warn(f"step {step}: {alarm}")
@@ -120,20 +128,3 @@ def _sampling(config: ExpertIterationConfig, step: int) -> Sampling:
         n=config.rollouts_per_question,
         seed=derive_seed(config.run.seed, ROLLOUTS, step),
     )
-
-
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
-    """Means over all rollouts of a step: rewards, lengths, truncation; and the entropy that their samples show."""
-    correct = [rollout.length for rollout in rollouts if rollout.reward]
-    incorrect = [rollout.length for rollout in rollouts if not rollout.reward]
-    return {
-        "reward": mean(rollout.reward for rollout in rollouts),
-        "format_reward": mean(rollout.format_reward for rollout in rollouts),
-        "answer_reward": mean(rollout.answer_reward for rollout in rollouts),
-        "mean_length": mean(rollout.length for rollout in rollouts),
-        "mean_length_correct": mean(correct) if correct else None,
-        "mean_length_incorrect": mean(incorrect) if incorrect else None,
-        "truncation_rate": mean(rollout.finish_reason == "length" for rollout in rollouts),
-        "rollout_entropy": -sum(sum(rollout.sampler_log_probs) for rollout in rollouts)
-        / max(1, sum(rollout.length for rollout in rollouts)),
-    }

@@ -32,12 +32,11 @@ from cs336_alignment.rollout.engine import Sampling, derive_seed
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.alarms import collapse_alarms
 from cs336_alignment.training.batching import Microbatch
-from cs336_alignment.training.expert_iteration import rollout_metrics
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
+from cs336_alignment.training.metrics import over_updates, rollout_metrics, step_metrics
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from, shuffled
-from cs336_alignment.training.sft import over_updates, step_metrics
 
 Aggregation = Literal["sequence_mean", "constant", "token_mean"]
 
@@ -86,6 +85,15 @@ class GRPOConfig:
         accumulation = self.optimizer.gradient_accumulation_steps
         if self.group_size < 2:
             raise ValueError("group_size must be at least 2")
+        whole = ("n_grpo_steps", "rollout_batch_size", "train_batch_size", "epochs_per_rollout_batch")
+        for name in (*whole, "dynamic_sampling_rounds", "keep_completions_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("cliprange", "cliprange_high", "importance_cap", "advantage_eps"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.kl_coef < 0:
+            raise ValueError(f"kl_coef must not be negative, got {self.kl_coef}")
         checks = {
             "rollout_batch_size must be a multiple of group_size": self.rollout_batch_size % self.group_size == 0,
             "train_batch_size must be a multiple of gradient_accumulation_steps, where there is no token budget": (
@@ -95,10 +103,7 @@ class GRPOConfig:
             "rollout_batch_size must be a multiple of train_batch_size": (
                 self.rollout_batch_size % self.train_batch_size == 0
             ),
-            "keep_completions_every must be at least 1": self.keep_completions_every >= 1,
             "min_tokens must be between 0 and max_tokens": 0 <= self.min_tokens <= self.run.max_tokens,
-            "epochs_per_rollout_batch must be at least 1": self.epochs_per_rollout_batch >= 1,
-            "dynamic_sampling_rounds must be at least 1": self.dynamic_sampling_rounds >= 1,
         }
         for requirement, holds in checks.items():
             if not holds:
@@ -111,6 +116,9 @@ class GRPOConfig:
     @property
     def sequences_per_step(self) -> int:
         return self.train_batch_size
+
+    def longest_example(self) -> int:
+        return self.run.longest_rollout
 
     @property
     def keeps_reference(self) -> bool:
@@ -313,7 +321,7 @@ def update(config: GRPOConfig, batch: TrainBatch, session: Session) -> dict[str,
     metrics = {**step_metrics(result), "sampler_difference": sampler_difference(batch, result)}
     if batch.old_log_probs is not None:
         metrics |= off_policy_metrics(config, batch, result)
-    return metrics
+    return metrics | correction_metrics(config, batch, result)
 
 
 def sequence_weights(config: GRPOConfig, batch: TrainBatch) -> Tensor:
@@ -403,3 +411,27 @@ def off_policy_metrics(config: GRPOConfig, batch: TrainBatch, result: StepResult
         "log_ratio": (policy - old).mean().item(),
         "approximate_kl": k3_divergence(old, policy).mean().item(),
     }
+
+
+def correction_metrics(config: GRPOConfig, batch: TrainBatch, result: StepResult) -> dict[str, float]:
+    """What the KL term and truncated importance sampling see, where they are on, over the response tokens of the
+    sequences that were run."""
+    rows = [row for row, scores in enumerate(result.log_probs) if scores is not None]
+    if not rows:
+        return {}
+
+    def tokens(values: Sequence[Any]) -> Tensor:
+        return torch.cat([torch.as_tensor(values[row], dtype=torch.float64) for row in rows])
+
+    metrics = {}
+    if batch.reference_log_probs is not None:
+        divergence = k3_divergence(tokens(result.log_probs), tokens(batch.reference_log_probs))
+        metrics["reference_kl"] = divergence.mean().item()
+    if config.importance_cap is not None:
+        sampler = tokens([rollout.sampler_log_probs for rollout in batch.rollouts])
+        weights = truncated_importance_weights(
+            tokens(batch.old_log_probs or result.log_probs), sampler, config.importance_cap
+        )
+        metrics["importance_weight"] = weights.mean().item()
+        metrics["importance_truncated"] = (weights == config.importance_cap).double().mean().item()
+    return metrics

@@ -1,7 +1,8 @@
 """Asked to stop: by SIGTERM or SIGUSR1, as schedulers send them before the end, or by a time limit of one's own.
 
 A loop looks between two steps, writes a checkpoint and ends with exit status 0; `--resume auto` goes on from there. It
-stops before the time limit where another step, as long as the longest so far, would end after it.
+stops before the time limit where another step, as long as the longest so far, would end after it. Within a long step a
+loop may look whether it has to end at once.
 """
 
 import signal
@@ -36,12 +37,20 @@ class Interruption:
         self._last_look = now
         if mine is None and self._deadline is not None and now + self._longest_step > self._deadline:
             mine = "time limit"
-        return next((reason for reason in self._ranks.gather([mine]) if reason), None)
+        return self._of_any_rank(mine)
+
+    def at_once(self) -> str | None:
+        """Why not even to end the step that runs: a signal, or a time limit that is over; the same on every rank."""
+        overdue = self._deadline is not None and monotonic() > self._deadline
+        return self._of_any_rank(self._signal or ("time limit" if overdue else None))
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _of_any_rank(self, mine: str | None) -> str | None:
+        return next((reason for reason in self._ranks.gather([mine]) if reason), None)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

@@ -55,6 +55,10 @@ class OptimizerConfig:
         for name in ("learning_rate", "max_grad_norm", "gradient_accumulation_steps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
         if self.token_budget is not None and self.token_budget < 1:
             raise ValueError(f"token_budget must be at least 1, got {self.token_budget}")
 
@@ -265,13 +269,13 @@ def _no_loss(log_probs: Tensor, _: slice) -> Tensor:
     return 0 * log_probs
 
 
-def warmup_cosine(step: int, steps: int, warmup_steps: int, peak: float, floor: float = 0.0) -> float:
-    """The learning rate of step 0 <= step < steps: linear up to the peak, then half a cosine down to the floor.
+def warmup_cosine(step: int, steps: int, warmup_steps: int, peak: float) -> float:
+    """The learning rate of step 0 <= step < steps: linear up to the peak, then half a cosine down to 0.
 
-    peak * (step + 1) / warmup                                            for step < warmup
-    floor + (peak - floor) * (1 + cos(pi * (step - warmup) / (steps - warmup))) / 2    after it
+    peak * (step + 1) / warmup                                     for step < warmup
+    peak * (1 + cos(pi * (step - warmup) / (steps - warmup))) / 2  after it
     """
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     progress = (step - warmup_steps) / max(1, steps - warmup_steps)
-    return floor + (peak - floor) * (1 + math.cos(math.pi * progress)) / 2
+    return peak * (1 + math.cos(math.pi * progress)) / 2

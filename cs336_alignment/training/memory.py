@@ -412,7 +412,7 @@ def memory_advice(prediction: MemoryPrediction, shortest_row: int, checkpointing
             return f"weights, gradients and moments alone are too much: {SMALLER}"
         if not checkpointing:
             return "set --activation-checkpointing"
-        return f"one response is too much: lower --max-tokens; or {SMALLER}"
+        return f"one sequence is too much: lower --max-tokens, or leave long ones out of --data; or {SMALLER}"
     if prediction.total > prediction.gpu:
         share = prediction.largest_engine_share
         if share * prediction.gpu >= prediction.engine_needs:

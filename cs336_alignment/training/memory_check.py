@@ -1,5 +1,5 @@
-"""Will a training command fit into the GPUs' memory? Asked of the options and the model's config, before loading.
-
+"""Will a training command fit into the GPUs' memory? Asked of the options, the model's config and what SFT imitates,
+before weights are loaded.
 
 The arithmetic is memory.py's; this file brings the options to it.
 """
@@ -25,8 +25,6 @@ from cs336_alignment.training.memory import (
 from cs336_alignment.training.session import RunConfig, reading_model
 
 ASSUMED_GPU_GIB = 40.0
-PROMPT_TOKENS = 256
-"""What a prompt is taken to have before the data are read: the r1_zero preamble and a question."""
 
 
 @runtime_checkable
@@ -44,6 +42,10 @@ class TrainingConfig(Protocol):
         """Examples of an optimiser step."""
         ...
 
+    def longest_example(self) -> int:
+        """Tokens of the longest prompt with its response that is trained on."""
+        ...
+
     @property
     def keeps_reference(self) -> bool:
         """Whether a copy of the initial policy stays in memory."""
@@ -51,38 +53,38 @@ class TrainingConfig(Protocol):
 
 
 def check_memory(config: TrainingConfig) -> None:
-    """Print the predicted memory of each GPU, from the model's config alone.
+    """Print the predicted memory of each GPU.
 
     Raises:
         UsageError: the run would not fit; the message names the option to change.
     """
-    prediction = predict_run(config)
+    longest = config.longest_example()
+    prediction = predict_run(config, longest)
     if os.environ.get("RANK", "0") == "0":
         if not torch.cuda.is_available():
             print(f"there is no GPU here: planned for one of {prediction.gpu / GIB:g} GiB (--gpu-memory-gib)")
         print(memory_table(prediction), flush=True)
-    advice = memory_advice(prediction, _longest_sequence(config), config.run.activation_checkpointing)
+    advice = memory_advice(prediction, longest, config.run.activation_checkpointing)
     if advice:
         raise UsageError(f"the run would not fit into the GPU's memory: {advice}")
 
 
-def predict_run(config: TrainingConfig) -> MemoryPrediction:
+def predict_run(config: TrainingConfig, longest: int) -> MemoryPrediction:
     """The memory of a run on GPUs, with as many ranks as the launcher started. The microbatch is the longest there can
-    be: prompts that share a row are not counted as shared."""
+    be, of examples of `longest` tokens: prompts that share a row are not counted as shared."""
     run, optimizer = config.run, config.optimizer
     with reading_model(run.model):
         shape = ModelShape.from_config(AutoConfig.from_pretrained(run.model))
     gpu = _gpu_bytes(run)
     element = 4 if run.dtype == "float32" else 2
-    longest = _longest_sequence(config)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if optimizer.token_budget is None:
         row_tokens = -(-config.sequences_per_step // optimizer.gradient_accumulation_steps) * longest
     else:
         row_tokens = max(optimizer.token_budget, longest)
     if run.engine == "transformers":
-        engine = engine_bytes(shape, run.engine_batch_size or MAX_BATCH_SIZE, longest, element)
-        engine_needs = engine_bytes(shape, 1, longest, element)
+        engine = engine_bytes(shape, run.engine_batch_size or MAX_BATCH_SIZE, run.longest_rollout, element)
+        engine_needs = engine_bytes(shape, 1, run.longest_rollout, element)
     else:
         engine = int(run.gpu_memory_utilization * gpu)
         engine_needs = engine_bytes(shape, 1, shape.max_positions, element)
@@ -99,10 +101,6 @@ def predict_run(config: TrainingConfig) -> MemoryPrediction:
         engine=engine,
         engine_needs=engine_needs,
     )
-
-
-def _longest_sequence(config: TrainingConfig) -> int:
-    return PROMPT_TOKENS + config.run.max_tokens
 
 
 def _gpu_bytes(run: RunConfig) -> int:

@@ -20,6 +20,9 @@ from cs336_alignment.numerics.log_probs import TokenLoss, chunked_log_probs, chu
 from cs336_alignment.rollout.transformers_engine import Dtype
 from cs336_alignment.training.packing import PACKED_ATTENTION, PackedBatch
 
+ONE_FILE = "1TB"
+"""Larger than any policy here: a checkpoint's weights lie in one file, whatever transformers' own limit is."""
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -118,8 +121,10 @@ class Policy(nn.Module):
             KeyError: another is.
         """
         own = self.model.state_dict()
-        for name in own.keys() - weights.keys() - set(self.model.all_tied_weights_keys):
-            raise KeyError(f"the checkpoint has no {name}")
+        given = {_storage(own[name]) for name in weights}
+        for name in own.keys() - weights.keys():
+            if _storage(own[name]) not in given:
+                raise KeyError(f"the checkpoint has no {name}")
         for name, tensor in weights.items():
             target = own[name]
             if isinstance(target, DTensor):
@@ -133,8 +138,14 @@ class Policy(nn.Module):
             folder: where to.
             weights: `weights()`, where several ranks had to put them together; None takes the model's own.
         """
-        self.model.save_pretrained(folder, state_dict=dict(weights or self.weights()))
+        self.model.save_pretrained(folder, state_dict=dict(weights or self.weights()), max_shard_size=ONE_FILE)
         self.tokenizer.save_pretrained(folder)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+
+
+def _storage(tensor: Tensor) -> int:
+    """Where a tensor's values lie; tied weights share it."""
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return local.untyped_storage().data_ptr()

@@ -34,42 +34,41 @@ WandbMode = Literal["offline", "online", "disabled"]
 METRICS = "metrics.jsonl"
 
 
+def settings_of(config: Any, data: Sequence[Path]) -> dict[str, Any]:
+    """All that a run was asked to do: the fields of its config, a dataclass, and the hashes of the files it reads."""
+    hashes = {str(path): sha256(path.read_bytes()).hexdigest() for path in data if path.exists()}
+    return {**asdict(config), "data_sha256": hashes}
+
+
 class RunRecord:
     """The record of one training run. Every rank holds one; the main rank's writes."""
 
     def __init__(
         self,
         folder: Path,
-        config: Any,
+        settings: dict[str, Any],
         protocol: Any,
         ranks: Ranks,
         *,
         steps: int,
-        data: Sequence[Path] = (),
+        job_type: str,
         start_step: int | None = None,
         wandb_mode: WandbMode = "offline",
         wandb_id: str | None = None,
-        unmatched: Sequence[str] = (),
     ) -> None:
         """Begin a record, or go on with one.
 
         Args:
             folder: the run folder.
-            config: a dataclass.
+            settings: of the run, as `settings_of` puts them; a resumed run's were checked against its beginning.
             protocol: what the run's figures depend on, beside the config.
             ranks: this process among its peers.
             steps: how many the run will take, for the progress bar.
-            data: files that the run reads; a resumed run must find the same in them.
+            job_type: the run's kind, for wandb.
             start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
             wandb_mode: offline keeps wandb's files in the run folder, to be synced by hand.
             wandb_id: of the wandb run to go on with.
-            unmatched: fields of the config, or of a dataclass in it, in which a resumed run may differ from how it
-                began.
-
-        Raises:
-            OtherRunError: the folder's run was started with another config, or other data.
         """
-        assert is_dataclass(config)
         self.folder = folder
         self.wandb_id = wandb_id
         self._main = ranks.is_main
@@ -78,16 +77,14 @@ class RunRecord:
         self._began = monotonic()
         if not self._main:
             return
-        settings = asdict(config)  # type: ignore[call-overload]
-        settings["data_sha256"] = {str(path): sha256(path.read_bytes()).hexdigest() for path in data if path.exists()}
         session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step}
-        record_session(folder, settings, protocol, session, must_match="config", unmatched=unmatched)
+        record_session(folder, settings, protocol, session)
         done = -1 if start_step is None else start_step
         rows = [row for row in read_complete_json_lines(folder / METRICS) if row["step"] <= done]
         self._cut(rows, done)
         self._began -= max((row["timing"]["wall_seconds"] for row in rows), default=0.0)
         if wandb_mode != "disabled":
-            self._mirror(lambda: self._open_wandb(wandb_mode, type(config).__name__, settings))
+            self._mirror(lambda: self._open_wandb(wandb_mode, job_type, settings))
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -151,19 +148,19 @@ class RunRecord:
             self._wandb = None
             self.warn(f"wandb is left out from here on: {type(error).__name__}: {error}")
 
-    def _open_wandb(self, mode: WandbMode, name: str, config: dict[str, Any]) -> None:
+    def _open_wandb(self, mode: WandbMode, job_type: str, settings: dict[str, Any]) -> None:
         import wandb
 
         self.wandb_id = self.wandb_id or token_hex(4)
         self._wandb = wandb.init(
             project="cs336-alignment",
             name=self.folder.name,
-            job_type=name,
+            job_type=job_type,
             id=self.wandb_id,
             resume="allow",
             dir=str(self.folder),
             mode=mode,
-            config=config,
+            config=settings,
         )
         for kind in ("train", "eval"):
             self._wandb.define_metric(f"{kind}_step")

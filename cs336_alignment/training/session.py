@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
+from secrets import token_hex
 from time import monotonic
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, 
 from cs336_alignment.rollout.proof import Proof, prove_policy
 from cs336_alignment.rollout.selection import EngineName, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
-from cs336_alignment.run_folder import UsageError
+from cs336_alignment.run_folder import UsageError, check_same_run
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
@@ -34,9 +35,11 @@ from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
 from cs336_alignment.training.rollouts import Rollout, sample_rollouts
-from cs336_alignment.training.run_record import RunRecord, WandbMode
+from cs336_alignment.training.run_record import RunRecord, WandbMode, settings_of
 
 PROOF_PROMPTS = 4
+PROMPT_TOKENS = 256
+"""What a prompt is taken to have before the data are read: the r1_zero preamble and a question."""
 EVALUATION, PROOF, ROLLOUTS, QUESTIONS = range(4)
 """What a seed is for: the first step of its derivation from the run's seed."""
 
@@ -97,15 +100,27 @@ class RunConfig:
     """What each GPU has, for the prediction; default: what it reports, and 40 where there is none."""
 
     def __post_init__(self) -> None:
+        if self.resume == "auto" and self.output is None:
+            raise ValueError("resume auto needs output: the folder of the run that is to go on")
+        if self.seed < 0:
+            raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.eval_temperature < 0:
             raise ValueError(f"eval_temperature must not be negative, got {self.eval_temperature}")
         for name in ("eval_every", "eval_limit", "checkpoint_every", "keep_checkpoints", "max_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("threads", "engine_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpu_memory_gib is not None and self.gpu_memory_gib <= 0:
             raise ValueError(f"gpu_memory_gib must be positive, got {self.gpu_memory_gib}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}: rollouts explore")
+
+    @property
+    def longest_rollout(self) -> int:
+        """Tokens of a prompt and the longest response."""
+        return PROMPT_TOKENS + self.max_tokens
 
 
 # What a resumed run may change: where, for how long and in what pieces it runs, not what it computes. With other pieces
@@ -136,6 +151,8 @@ class Session:
     ) -> None:
         """Load the policy, resume it where that was asked for, open the engine, and begin the record.
 
+        What can be refused is, before anything is loaded.
+
         Args:
             config: all options of the command, for the record.
             run, optimizer: its parts that are used here.
@@ -146,7 +163,7 @@ class Session:
             ranks, policy, engine: to be used in place of what the options name; tests pass fakes.
 
         Raises:
-            UsageError: the run folder holds a run already, and resume is "never".
+            UsageError: the run folder holds a run already, and resume is "never", or its options or data were others.
         """
         began = monotonic()
         if run.threads is not None:
@@ -160,6 +177,10 @@ class Session:
         self.eval_problems = eval_problems[: run.eval_limit]
         self._checkpoints = Checkpoints(self.folder, run.keep_checkpoints)
         latest = self._checkpoints.latest()
+        if run.resume == "never" and (latest or (self.folder / "run.json").exists()):
+            raise UsageError(f"{self.folder} already holds a run: go on with --resume auto, or name another --output")
+        settings = settings_of(config, (run.eval_data, traces or run.train_data))
+        check_same_run(self.folder, "config", settings, UNMATCHED)
         with ExitStack() as stack:
             _seed_everything(run.seed)
             if policy is None:
@@ -174,15 +195,14 @@ class Session:
             self.record = stack.enter_context(
                 RunRecord(
                     self.folder,
-                    config,
+                    settings,
                     self._protocol(),
                     self.ranks,
-                    data=(run.eval_data, traces or run.train_data),
                     steps=steps,
+                    job_type=type(config).__name__,
                     start_step=None if latest is None else self.progress.step,
                     wandb_mode=run.wandb,
                     wandb_id=self.progress.wandb_id,
-                    unmatched=UNMATCHED,
                 )
             )
             self.progress.wandb_id = self.record.wandb_id
@@ -254,6 +274,13 @@ class Session:
     def evaluation_due(self, step: int) -> bool:
         return step % self.run.eval_every == 0 or step == self._steps
 
+    def cut_short(self, step: int) -> bool:
+        """Within a long step: true where the run should end at once. The step is lost, and a resumed run repeats it."""
+        reason = self._interruption.at_once()
+        if reason:
+            self._say_stopped(f"within step {step}, which will be repeated ({reason})")
+        return reason is not None
+
     def end_step(self, step: int) -> bool:
         """Note that a step is done and save where that is due; true where the run should stop before its end."""
         self.progress.step = step
@@ -263,9 +290,12 @@ class Session:
             self.engine.sleep()  # a sharded policy is put together to be saved
             self._checkpoints.save(self.learner, self.progress)
         if reason and step < self._steps:
-            self.record.warn(f"stopped after step {step} ({reason}); go on with --output {self.folder} --resume auto")
+            self._say_stopped(f"after step {step} ({reason})")
             return True
         return False
+
+    def _say_stopped(self, where: str) -> None:
+        self.record.warn(f"stopped {where}; go on with --output {self.folder} --resume auto")
 
     def _score(self, asked: Sequence[str], completions: Sequence[Completion]) -> list[Tensor]:
         """The trainer's log-probs of what this rank's engine said; ranks score together, and may have heard different
@@ -296,13 +326,10 @@ class Session:
         )
 
     def _choose_folder(self) -> Path:
-        folder = self.run.output
-        if folder is None:
-            name = f"{datetime.now():%Y%m%d-%H%M%S}"
-            return Path("runs") / self.ranks.gather([name])[0]
-        if (folder / "run.json").exists() and self.run.resume == "never":
-            raise UsageError(f"{folder} already holds a run: go on with --resume auto, or name another --output")
-        return folder
+        if self.run.output is not None:
+            return self.run.output
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"  # jobs may start in the same second
+        return Path("runs") / self.ranks.gather([name])[0]
 
     def _open_engine(self) -> RolloutEngine:
         return open_engine(
@@ -367,13 +394,13 @@ def reading_model(model: str) -> Iterator[None]:
     """Around what reads a model's files.
 
     Raises:
-        UsageError: they are not there.
+        UsageError: they are not there, or cannot be used.
     """
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError) as error:  # transformers 4 has a ValueError for names that the hub could not have
         said = str(error).splitlines()[0]
-        raise UsageError(f"--model: {model!r} is no Hugging Face folder here, nor on the hub ({said})") from error
+        raise UsageError(f"--model: no Hugging Face folder or hub name that can be used: {model!r} ({said})") from error
 
 
 def _seed_everything(seed: int) -> None:

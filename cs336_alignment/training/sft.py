@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoTokenizer
 from cs336_alignment.numerics.aggregation import constant_weights
 from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult, TokenLossOf, warmup_cosine
+from cs336_alignment.training.metrics import step_metrics
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.session import RunConfig, Session, problems_from, reading_model, shuffled
 from cs336_alignment.training.targets import check_lengths, sft_targets
@@ -43,6 +44,10 @@ class SFTStepsConfig:
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs and batch_size must be at least 1, got {self.epochs} and {self.batch_size}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share must be between 0 and 1, got {self.warmup_share}")
+        if self.normalize_constant <= 0:
+            raise ValueError(f"normalize_constant must be positive, got {self.normalize_constant}")
 
     def steps(self, examples: int) -> int:
         """Optimiser steps over so many examples; the last batch of an epoch may be smaller."""
@@ -76,9 +81,26 @@ class SFTConfig:
     def keeps_reference(self) -> bool:
         return False
 
+    def longest_example(self) -> int:
+        return max(example.length for example in load_examples(self))
+
 
 def run_sft(config: SFTConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
+    examples = load_examples(config)
+    eval_problems = problems_from("eval-data", config.run.eval_data)
+    steps = config.sft.steps(len(examples))
+    with Session(config, config.run, config.optimizer, eval_problems, steps=steps, traces=config.data) as session:
+        train_sft(config, examples, session)
+        return session.progress.step == steps
+
+
+def load_examples(config: SFTConfig) -> list[TokenExample]:
+    """What the options ask to imitate.
+
+    Raises:
+        UsageError: they do not go together, leave nothing, or an example is longer than the model's positions.
+    """
     with reading_model(config.run.model):
         tokenizer = AutoTokenizer.from_pretrained(config.run.model)
     examples = sft_targets(
@@ -93,11 +115,7 @@ def run_sft(config: SFTConfig) -> bool:
     )
     with reading_model(config.run.model):
         check_lengths(examples, AutoConfig.from_pretrained(config.run.model).max_position_embeddings)
-    eval_problems = problems_from("eval-data", config.run.eval_data)
-    steps = config.sft.steps(len(examples))
-    with Session(config, config.run, config.optimizer, eval_problems, steps=steps, traces=config.data) as session:
-        train_sft(config, examples, session)
-        return session.progress.step == steps
+    return examples
 
 
 def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Session) -> None:
@@ -159,32 +177,3 @@ def _negative_log_likelihood(batch: Sequence[TokenExample], weights: Tensor) -> 
         return lambda log_probs, at: -token_weights[at].to(log_probs) * log_probs
 
     return token_loss_of
-
-
-def step_metrics(result: StepResult) -> dict[str, Any]:
-    """What every optimiser step logs."""
-    entropies = [entropy for entropy in result.entropy if entropy is not None]
-    tokens = torch.cat(entropies) if entropies else torch.zeros(0)
-    return {
-        "loss": result.loss,
-        "grad_norm": result.grad_norm,
-        "entropy": tokens.mean().item() if len(tokens) else None,
-        "response_tokens": len(tokens),
-        "sequences_run": result.sequences_run,
-        "tokens_run": result.tokens_run,
-    }
-
-
-def over_updates(updates: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The metrics of several optimiser steps as one step's: sums of counts, the mean loss and gradient norm, and of all
-    that is a mean over response tokens the mean over the tokens of all of them."""
-    metrics: dict[str, Any] = {}
-    for name in dict.fromkeys(name for update in updates for name in update):
-        known = [update for update in updates if update.get(name) is not None]
-        if name in ("response_tokens", "sequences_run", "tokens_run"):
-            metrics[name] = sum(update[name] for update in known)
-        else:
-            weights = [1 if name in ("loss", "grad_norm") else update["response_tokens"] for update in known]
-            total = sum(weight * update[name] for weight, update in zip(weights, known, strict=True))
-            metrics[name] = total / sum(weights) if known else None
-    return metrics
