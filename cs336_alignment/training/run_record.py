@@ -118,7 +118,7 @@ class RunRecord:
     def warn(self, message: str) -> None:
         """Say something to the person at the terminal, or in the job's log."""
         if self._main:
-            self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False)
+            self._console.print(f"warning: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         if self._main:
@@ -170,6 +170,6 @@ class RunRecord:
         shown = ("reward", "accuracy", "format_reward", "format_rate", "loss", "entropy", "mean_length", "grad_norm")
         numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if isinstance(metrics.get(name), float))
         line = f"{kind} {step}  {numbers}  {timing['wall_seconds']:.0f} s"
-        self._console.print(line, markup=False, highlight=False)
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if kind == "train":
             self._progress.update(self._task, completed=step)
