@@ -33,6 +33,7 @@ Category = Literal["type1", "type2", "type3"]
 
 EXAMPLES = "completions/examples.jsonl"
 METRICS = "metrics.jsonl"
+SEED_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def evaluate(
     reward function.
 
     Examples go to `completions/examples.jsonl`, a line a chunk to `metrics.jsonl`. A continued run gives the same
-    examples as one that was never interrupted, since chunks keep their limits and their seeds.
+    examples as one that was never interrupted, since chunks keep their limits and their seeds; so does one with other
+    chunks, where their sizes divide 256.
 
     Args:
         engine: the policy.
@@ -134,7 +136,7 @@ def evaluate(
         chunk = problems[start : start + chunk_size]
         prompts = [fill(template, question=problem.question) for problem in chunk]
         began = perf_counter()
-        completions = engine.generate(prompts, replace(sampling, seed=derive_seed(sampling.seed, start)))
+        completions = engine.generate(prompts, _sampling_at(start, sampling))
         seconds = perf_counter() - began
         graded = [
             grade_completion(start + offset, prompts[offset], problem, completions[offset][0], grader)
@@ -147,6 +149,12 @@ def evaluate(
         append_json_lines(run_folder / EXAMPLES, map(asdict, graded))
         examples += graded
     return examples
+
+
+def _sampling_at(start: int, sampling: Sampling) -> Sampling:
+    """That of a chunk: 256 problems share a seed, and each has its place among them."""
+    place = start % SEED_BLOCK
+    return replace(sampling, seed=derive_seed(sampling.seed, start - place), first_position=place)
 
 
 def grade_completion(

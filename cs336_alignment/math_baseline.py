@@ -17,7 +17,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 from rich.console import Console
 from rich.markdown import Markdown
@@ -28,7 +27,7 @@ from cs336_alignment.evaluation import GRADERS, EvaluationProtocol, evaluate, ge
 from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.rollout.engine import RolloutEngine, Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
-from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.rollout.transformers_engine import Dtype, TransformersEngine
 from cs336_alignment.run_folder import UsageError, check_same_run, record_session, write_json
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
@@ -72,7 +71,7 @@ class BaselineConfig:
     max_batch_size: int | None = None
     """Sequences that run at once; default: the engine's own."""
     chunk_size: int | None = None
-    """Problems generated, graded and stored at once: what an interruption loses. Default: 256 on a GPU, 64 on a CPU."""
+    """Problems generated, graded and stored at once: what an interruption loses. Default: 256 (vLLM) or 64."""
     output: Path | None = None
     """Run folder. Default: a new one under runs/."""
     resume: bool = False
@@ -106,10 +105,11 @@ def run(config: BaselineConfig, console: Console) -> Path:
     problems = _load(data, config.limit)
     template = prompts.load_template(config.prompt)
     sampling = _sampling(config)
-    chunk_size = config.chunk_size or (256 if torch.cuda.is_available() else 64)
     run_folder = config.output or Path("runs") / f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"
     _check_output(run_folder, config.resume)
     with _open_engine(config, model, progress=console.is_terminal) as engine:
+        # vLLM has so many sequences at work at once; the other engine is slow enough to store its examples more often.
+        chunk_size = config.chunk_size or (64 if isinstance(engine, TransformersEngine) else 256)
         protocol = EvaluationProtocol(
             model=model,
             split=str(data),

@@ -31,7 +31,7 @@ SAMPLING = Sampling(max_tokens=20)
 
 
 class FakeEngine:
-    """Answers the question "say X" with X; keeps the seeds it was called with."""
+    """Answers the question "say X" with X; keeps the seed and the place of each draw."""
 
     description: ClassVar[dict[str, str | int]] = {"engine": "fake 1", "dtype": "float32"}
 
@@ -39,7 +39,7 @@ class FakeEngine:
         self.seeds = []
 
     def generate(self, prompts, sampling):
-        self.seeds.append(sampling.seed)
+        self.seeds += [(sampling.seed, sampling.first_position + place) for place in range(len(prompts))]
         texts = [prompt.split("say ", 1)[1].split("\nAssistant:")[0] for prompt in prompts]
         return [[Completion(text, tuple(map(ord, text)), (-1.0,) * len(text), "stop")] for text in texts]
 
@@ -84,10 +84,14 @@ def test_evaluate_takes_a_reward_function_as_a_grader(tmp_path):
     assert [(row.reward, row.semantic_reward, row.parsed_answer) for row in graded] == [(1, 1, None), (0, 0, None)]
 
 
-def test_evaluate_gives_every_chunk_its_own_seed(tmp_path):
-    engine = FakeEngine()
-    run(tmp_path, engine)
-    assert len(engine.seeds) == len(set(engine.seeds)) == 3
+@pytest.mark.parametrize("chunk_size", [64, 256, 300])
+def test_every_problem_has_a_draw_of_its_own_whatever_the_chunks(tmp_path, chunk_size):
+    asked = problems(*[(answer(str(number)), "0") for number in range(600)])
+    engine, whole = FakeEngine(), FakeEngine()
+    run(tmp_path / "chunks", engine, asked, chunk_size)
+    assert len(set(engine.seeds)) == 600
+    run(tmp_path / "whole", whole, asked, 128)
+    assert (engine.seeds == whole.seeds) == (chunk_size != 300)
 
 
 @pytest.mark.parametrize("lines_left", [0, 1, 2, 3, 4])
@@ -99,7 +103,7 @@ def test_an_interrupted_evaluation_continues(tmp_path, lines_left):
     lines = (tmp_path / "cut" / EXAMPLES).read_text().split("\n")
     (tmp_path / "cut" / EXAMPLES).write_text("\n".join([*lines[:lines_left], lines[lines_left][:30]]))
     assert run(tmp_path / "cut", engine) == expected
-    assert engine.seeds == whole.seeds[lines_left // 2 :]
+    assert engine.seeds == whole.seeds[lines_left // 2 * 2 :]
     for name in (EXAMPLES, METRICS):
         rows = [read_complete_json_lines(tmp_path / folder / name) for folder in ("whole", "cut")]
         for row in rows[0] + rows[1]:
@@ -112,7 +116,7 @@ def test_a_kill_between_the_two_files_loses_nothing(tmp_path):
     path = tmp_path / EXAMPLES
     path.write_text("\n".join(path.read_text().split("\n")[:2]) + "\n")  # the metrics know of all three chunks
     assert run(tmp_path, engine) == whole
-    assert len(engine.seeds) == 2
+    assert len(engine.seeds) == 3  # two chunks of the three, which the fifth problem ends
     assert [row["chunk_start"] for row in read_complete_json_lines(tmp_path / METRICS)] == [0, 2, 4]
 
 

@@ -86,8 +86,9 @@ def test_each_round_imitates_what_was_right():
 
 
 def test_a_round_that_is_cut_short_leaves_no_trace():
-    # The third look is within the second round, after its first batch: the checkpoint of the first round stands.
-    session = ScriptedSession(stop_at_look=3)
+    # Looks come after the sampling and between the two updates of a round. The fourth is in the second round, after its
+    # first batch: the checkpoint of the first round stands.
+    session = ScriptedSession(stop_at_look=4)
     train_expert_iteration(CONFIG, PROBLEMS, session)
     assert len(session.learner.learnt) == 3
     assert [step for _, step, _ in session.logged] == [1]

@@ -39,6 +39,7 @@ def test_parse_mmlu_response_unknown():
         ("The correct option is C.", "C"),
         ("The correct answer to the question is B.", "B"),
         ("I think the answer should be B.", "B"),
+        ("Answer to question 3: B", "B"),
         ("The answer for question 3 is unclear. A guess would be B.", None),
         ("Option D", "D"),
         ('The answer is "B".', "B"),

@@ -10,6 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from transformers import AutoTokenizer
@@ -22,7 +24,7 @@ from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.grpo import GRPOConfig, run_grpo
 from cs336_alignment.training.interruption import Interruption
 from cs336_alignment.training.packing import TokenExample
-from cs336_alignment.training.session import RunConfig
+from cs336_alignment.training.session import RunConfig, Session
 from cs336_alignment.training.targets import check_lengths, rationale_traces, sft_targets
 from tests.common import REPOSITORY, glossary
 from tests.test_distributed import ACCELERATE, launch
@@ -118,6 +120,28 @@ def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
     assert process.wait() == status
     assert "(SIGUSR1)" in rest
     last = rows(tmp_path)[-1]["step"]
+    assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_in_expert_iteration_leaves_the_last_whole_round(tmp_path):
+    options = f"{TINY} --n-ei-steps 50 --questions-per-step 64 --batch-size 4 --output {tmp_path}".split()
+    process = subprocess.Popen(
+        [sys.executable, "scripts/train_expert_iteration.py", *options],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("eval 1"):
+            process.send_signal(signal.SIGTERM)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 0
+    assert "(SIGTERM)" in rest
+    last = max(row["step"] for row in rows(tmp_path) if row["kind"] == "train")
     assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()
 
 
@@ -261,7 +285,7 @@ def test_an_interruption_is_noted_and_a_time_limit_kept():
     interruption = Interruption(Ranks(), monotonic())
     assert interruption.reason() is None
     os.kill(os.getpid(), signal.SIGTERM)
-    assert interruption.reason() == interruption.at_once() == "SIGTERM"
+    assert interruption.reason() == interruption.signalled() == "SIGTERM"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
@@ -275,13 +299,20 @@ def test_a_run_ends_before_a_step_that_would_end_after_the_time_limit(monkeypatc
     interruption.restore()
 
 
-def test_within_a_step_only_a_limit_that_is_over_ends_a_run(monkeypatch):
-    clock = iter([0.0, 129.0, 131.0])
-    monkeypatch.setattr("cs336_alignment.training.interruption.monotonic", lambda: next(clock))
-    interruption = Interruption(Ranks(), began=0.0, time_limit_minutes=130 / 60)
-    assert interruption.at_once() is None
-    assert interruption.at_once() == "time limit"
-    interruption.restore()
+@pytest.mark.parametrize(("saved", "stops"), [(4, True), (3, False)])
+def test_a_round_is_cut_short_only_where_no_other_goes_with_it(saved, stops):
+    """In round 5: with a checkpoint of round 4 it alone is lost; without one the round ends first, and is saved."""
+    session = Session.__new__(Session)
+    said = []
+    session.folder = Path("run")
+    session.record = cast(Any, SimpleNamespace(warn=said.append))
+    session._saved_step = saved
+    session._interruption = Interruption(Ranks(), monotonic())
+    assert not session.cut_short(5)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert session.cut_short(5) == stops
+    session._interruption.restore()
+    assert ["within step 5" in line and "SIGUSR1" in line for line in said] == [True] * stops
 
 
 def test_the_resume_check_notices_a_difference(tmp_path):

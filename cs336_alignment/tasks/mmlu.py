@@ -7,7 +7,7 @@ from typing import Any
 # "answer is B", "Answer: (B)", "answer to the question should be B", "the correct option is $\\boxed{B}$"; any case for
 # the words, a capital for the letter.
 _STATED = re.compile(
-    r"(?i:answer|option|choice)\s*(?i:(?:to|for) [^.:\n]{1,60}?\s)?"
+    r"(?i:answer|option|choice)\s*(?i:(?:to|for) [^.:\n]{1,60}?(?=[\s:]))?\s*"
     r"(?:(?i:is|(?:would|should|must) be|:)\s*)+(?i:option\s+|choice\s+)?"
     r"""[$"'(\[{]*(?:\\boxed\{)?([A-D])\b(?!['’]\w)"""
 )

@@ -56,6 +56,10 @@ class ExpertIterationConfig:
         return self.run.longest_rollout
 
     @property
+    def shorten(self) -> str:
+        return "lower --max-tokens"
+
+    @property
     def keeps_reference(self) -> bool:
         return False
 
@@ -92,9 +96,11 @@ def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Pro
         correct = [rollout for rollout in rollouts if rollout.reward]
         metrics: dict[str, Any] = {**rollout_metrics(rollouts), **asdict(proof), "kept": len(correct)}
         updates = []
-        for _, result in _fine_tune(config, correct, session, step):
+        if session.cut_short(step):
+            return
+        for done, result in _fine_tune(config, correct, session, step):
             updates.append(step_metrics(result))
-            if session.cut_short(step):
+            if done < config.sft.steps(len(correct)) and session.cut_short(step):
                 return
         metrics |= over_updates(updates)
         metrics["alarms"] = collapse_alarms(metrics)

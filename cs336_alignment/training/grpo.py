@@ -121,6 +121,10 @@ class GRPOConfig:
         return self.run.longest_rollout
 
     @property
+    def shorten(self) -> str:
+        return "lower --max-tokens"
+
+    @property
     def keeps_reference(self) -> bool:
         """A KL term needs the initial policy."""
         return self.kl_coef != 0

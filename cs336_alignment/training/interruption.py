@@ -2,7 +2,7 @@
 
 A loop looks between two steps, writes a checkpoint and ends with exit status 0; `--resume auto` goes on from there. It
 stops before the time limit where another step, as long as the longest so far, would end after it. Within a long step a
-loop may look whether it has to end at once.
+loop may look for a signal.
 """
 
 import signal
@@ -39,10 +39,9 @@ class Interruption:
             mine = "time limit"
         return self._of_any_rank(mine)
 
-    def at_once(self) -> str | None:
-        """Why not even to end the step that runs: a signal, or a time limit that is over; the same on every rank."""
-        overdue = self._deadline is not None and monotonic() > self._deadline
-        return self._of_any_rank(self._signal or ("time limit" if overdue else None))
+    def signalled(self) -> str | None:
+        """The signal that came, the same on every rank; None without one."""
+        return self._of_any_rank(self._signal)
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""

@@ -397,13 +397,14 @@ def _in_gib(value: int) -> str:
     return "<0.01" if value < 0.01 * GIB else f"{value / GIB:.2f}"
 
 
-def memory_advice(prediction: MemoryPrediction, shortest_row: int, checkpointing: bool) -> str | None:
+def memory_advice(prediction: MemoryPrediction, shortest_row: int, checkpointing: bool, shorten: str) -> str | None:
     """What to change where a run does not fit; None where it does.
 
     Args:
         prediction: for the run.
         shortest_row: tokens below which a budget has no effect: a prompt and its response are never cut.
         checkpointing: whether the run has it already.
+        shorten: what makes the longest sequence shorter.
     """
     if prediction.training(prediction.row_tokens) > prediction.gpu:
         if prediction.largest_token_budget >= shortest_row:
@@ -412,7 +413,7 @@ def memory_advice(prediction: MemoryPrediction, shortest_row: int, checkpointing
             return f"weights, gradients and moments alone are too much: {SMALLER}"
         if not checkpointing:
             return "set --activation-checkpointing"
-        return f"one sequence is too much: lower --max-tokens, or leave long ones out of --data; or {SMALLER}"
+        return f"one sequence is too much: {shorten}; or {SMALLER}"
     if prediction.total > prediction.gpu:
         share = prediction.largest_engine_share
         if share * prediction.gpu >= prediction.engine_needs:

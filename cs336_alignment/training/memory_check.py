@@ -47,6 +47,11 @@ class TrainingConfig(Protocol):
         ...
 
     @property
+    def shorten(self) -> str:
+        """What makes it shorter."""
+        ...
+
+    @property
     def keeps_reference(self) -> bool:
         """Whether a copy of the initial policy stays in memory."""
         ...
@@ -64,7 +69,7 @@ def check_memory(config: TrainingConfig) -> None:
         if not torch.cuda.is_available():
             print(f"there is no GPU here: planned for one of {prediction.gpu / GIB:g} GiB (--gpu-memory-gib)")
         print(memory_table(prediction), flush=True)
-    advice = memory_advice(prediction, longest, config.run.activation_checkpointing)
+    advice = memory_advice(prediction, longest, config.run.activation_checkpointing, config.shorten)
     if advice:
         raise UsageError(f"the run would not fit into the GPU's memory: {advice}")
 

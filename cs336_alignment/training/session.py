@@ -85,7 +85,8 @@ class RunConfig:
     eval_temperature: float = 1.0
     """Of the evaluations; 0 is greedy."""
     checkpoint_every: int = 10
-    """Steps between checkpoints; one is written at the end, and on a signal or time limit, in any case."""
+    """Steps between checkpoints; one is written at the end, and on a signal or time limit, in any case. (Expert
+    iteration repeats a round that a signal cuts short.)"""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints to keep."""
     time_limit_minutes: float | None = None
@@ -151,7 +152,7 @@ class Session:
     ) -> None:
         """Load the policy, resume it where that was asked for, open the engine, and begin the record.
 
-        What can be refused is, before anything is loaded.
+        The run folder, the options and the data are compared with an earlier run's before a model is loaded.
 
         Args:
             config: all options of the command, for the record.
@@ -192,6 +193,7 @@ class Session:
             self.engine = stack.enter_context(engine() if engine else self._open_engine())
             _seed_everything(run.seed)
             self.progress = Progress() if latest is None else self._checkpoints.load(latest, self.learner)
+            self._saved_step = self.progress.step
             self.record = stack.enter_context(
                 RunRecord(
                     self.folder,
@@ -275,11 +277,12 @@ class Session:
         return step % self.run.eval_every == 0 or step == self._steps
 
     def cut_short(self, step: int) -> bool:
-        """Within a long step: true where the run should end at once. The step is lost, and a resumed run repeats it."""
-        reason = self._interruption.at_once()
-        if reason:
-            self._say_stopped(f"within step {step}, which will be repeated ({reason})")
-        return reason is not None
+        """Within a long step: true where a signal came and the step alone would be lost. A resumed run repeats it."""
+        reason = self._interruption.signalled()
+        if reason is None or self._saved_step < step - 1:
+            return False
+        self._say_stopped(f"within step {step}, which will be repeated ({reason})")
+        return True
 
     def end_step(self, step: int) -> bool:
         """Note that a step is done and save where that is due; true where the run should stop before its end."""
@@ -289,6 +292,7 @@ class Session:
         if reason or step % self.run.checkpoint_every == 0 or step == self._steps:
             self.engine.sleep()  # a sharded policy is put together to be saved
             self._checkpoints.save(self.learner, self.progress)
+            self._saved_step = step
         if reason and step < self._steps:
             self._say_stopped(f"after step {step} ({reason})")
             return True

@@ -11,6 +11,7 @@ it. Deviates from the handout in the data: GSM8K's rationales, or traces from a 
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -84,6 +85,10 @@ class SFTConfig:
     def longest_example(self) -> int:
         return max(example.length for example in load_examples(self))
 
+    @property
+    def shorten(self) -> str:
+        return "leave the longest examples out of the data"
+
 
 def run_sft(config: SFTConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
@@ -95,8 +100,9 @@ def run_sft(config: SFTConfig) -> bool:
         return session.progress.step == steps
 
 
-def load_examples(config: SFTConfig) -> list[TokenExample]:
-    """What the options ask to imitate.
+@lru_cache(maxsize=1)
+def load_examples(config: SFTConfig) -> tuple[TokenExample, ...]:
+    """What the options ask to imitate. Kept: the prediction of memory asks too.
 
     Raises:
         UsageError: they do not go together, leave nothing, or an example is longer than the model's positions.
@@ -115,7 +121,7 @@ def load_examples(config: SFTConfig) -> list[TokenExample]:
     )
     with reading_model(config.run.model):
         check_lengths(examples, AutoConfig.from_pretrained(config.run.model).max_position_embeddings)
-    return examples
+    return tuple(examples)
 
 
 def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Session) -> None:
