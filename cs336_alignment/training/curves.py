@@ -35,6 +35,7 @@ class Quantity:
         label: of the axis, with the unit.
         scale: multiplies it, 100 for per cent.
         interval: the metric that holds its bounds, [low, high].
+        axis: "log" for what differs by orders of magnitude between algorithms.
     """
 
     kind: Literal["train", "eval"]
@@ -42,6 +43,7 @@ class Quantity:
     label: str
     scale: float = 1.0
     interval: str | None = None
+    axis: Literal["linear", "log"] = "linear"
 
 
 ACCURACY = Quantity("eval", "accuracy", "accuracy, %", 100, "accuracy_interval")
@@ -52,7 +54,7 @@ QUANTITIES = (
     Quantity("train", "rollout_entropy", "entropy of all\nrollouts, nats"),
     Quantity("eval", "mean_length", "mean length\nin evaluation, tokens"),
     Quantity("train", "clip_fraction", "clipped tokens, %", 100),
-    Quantity("train", "grad_norm", "gradient norm,\nbefore clipping"),
+    Quantity("train", "grad_norm", "gradient norm,\nbefore clipping", axis="log"),
 )
 
 
@@ -148,6 +150,7 @@ def draw_curves(curves: Sequence[Curves], quantities: Sequence[Quantity] = QUANT
                 _draw(row[0], each.steps, each, colour)
                 _draw(row[1], each.minutes, each, colour)
         row[0].set_ylabel(quantity.label)
+        row[0].set_yscale(quantity.axis)
         for panel in row:
             panel.spines[["top", "right"]].set_visible(False)
             panel.grid(alpha=0.25)
