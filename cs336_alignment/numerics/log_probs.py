@@ -23,7 +23,7 @@ LOGITS_CHUNK_BYTES = 2**28
 """The chunked path's one large buffer: 441 rows of float32 logits at Qwen2.5's 151,936 tokens. Every chunk reads and
 writes the gradient of the whole head once, so that few large chunks are faster than many small ones."""
 
-BLOCK_BYTES = {"cpu": 2**22, "cuda": 2**26}
+BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
 """What lies between the matrix products is done a block of rows at a time, with two or three buffers of this size: on a
 CPU they stay in its cache, on a GPU they are large enough to keep it busy."""
 
