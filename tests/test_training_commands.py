@@ -99,13 +99,10 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path):
 PATIENT_LAUNCHER = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "status"), [("", 0), (f"-m {ACCELERATE}", 1)], ids=["one process", "two ranks"])
-def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
-    """With exit status 0, but for accelerate's, which is that of a launcher that was told to stop."""
-    command = [sys.executable, *launcher.split(), "scripts/train_grpo.py"]
+def signalled_after(start, number, command):
+    """Run a command, send it a signal at the first line that starts so; what it said afterwards, and its status."""
     process = subprocess.Popen(
-        [*command, *f"{TINY} {GRPO} --n-grpo-steps 500".split(), "--output", str(tmp_path)],
+        command,
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", **PATIENT_LAUNCHER},
         stderr=subprocess.PIPE,
@@ -113,11 +110,20 @@ def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
     )
     assert process.stderr is not None
     for line in process.stderr:
-        if line.startswith("train 2"):
-            process.send_signal(signal.SIGUSR1)
+        if line.startswith(start):
+            process.send_signal(number)
             break
-    rest = process.stderr.read()
-    assert process.wait() == status
+    return process.stderr.read(), process.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("launcher", "status"), [("", 0), (f"-m {ACCELERATE}", 1)], ids=["one process", "two ranks"])
+def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
+    """With exit status 0, but for accelerate's, which is that of a launcher that was told to stop."""
+    command = [sys.executable, *launcher.split(), "scripts/train_grpo.py"]
+    options = f"{TINY} {GRPO} --n-grpo-steps 500 --output {tmp_path}".split()
+    rest, ended = signalled_after("train 2", signal.SIGUSR1, [*command, *options])
+    assert ended == status
     assert "(SIGUSR1)" in rest
     last = rows(tmp_path)[-1]["step"]
     assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()
@@ -126,20 +132,9 @@ def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
 @pytest.mark.slow
 def test_a_signal_in_expert_iteration_leaves_the_last_whole_round(tmp_path):
     options = f"{TINY} --n-ei-steps 50 --questions-per-step 64 --batch-size 4 --output {tmp_path}".split()
-    process = subprocess.Popen(
-        [sys.executable, "scripts/train_expert_iteration.py", *options],
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("eval 1"):
-            process.send_signal(signal.SIGTERM)
-            break
-    rest = process.stderr.read()
-    assert process.wait() == 0
+    command = [sys.executable, "scripts/train_expert_iteration.py", *options]
+    rest, ended = signalled_after("eval 1", signal.SIGTERM, command)
+    assert ended == 0
     assert "(SIGTERM)" in rest
     last = max(row["step"] for row in rows(tmp_path) if row["kind"] == "train")
     assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()

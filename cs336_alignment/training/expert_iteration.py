@@ -93,11 +93,11 @@ def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Pro
         rollouts = session.sample(asked, _sampling(config, step))
         session.engine.sleep()
         sampled = monotonic()
+        if session.cut_short(step):
+            return
         correct = [rollout for rollout in rollouts if rollout.reward]
         metrics: dict[str, Any] = {**rollout_metrics(rollouts), **asdict(proof), "kept": len(correct)}
         updates = []
-        if session.cut_short(step):
-            return
         for done, result in _fine_tune(config, correct, session, step):
             updates.append(step_metrics(result))
             if done < config.sft.steps(len(correct)) and session.cut_short(step):
