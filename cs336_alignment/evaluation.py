@@ -5,7 +5,7 @@ loses at most one. `summarize` makes the numbers, `evaluation_report` the page f
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -19,6 +19,7 @@ from cs336_alignment.numerics.log_probs import get_response_log_probs
 from cs336_alignment.numerics.masking import masked_mean
 from cs336_alignment.numerics.tokenization import collate_prompt_and_output, padding_id
 from cs336_alignment.prompts import fill
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, derive_seed
 from cs336_alignment.run_folder import append_json_lines, read_complete_json_lines, write_json_lines
 from cs336_alignment.tasks.problem import Problem
@@ -104,6 +105,7 @@ def evaluate(
     sampling: Sampling,
     run_folder: Path,
     chunk_size: int = 256,
+    ranks: Ranks | None = None,
 ) -> list[GradedExample]:
     """Generate one response a problem, grade it, and write it down; continue where the folder's earlier run stopped.
 
@@ -112,8 +114,8 @@ def evaluate(
     reward function.
 
     Examples go to `completions/examples.jsonl`, a line a chunk to `metrics.jsonl`. A continued run gives the same
-    examples as one that was never interrupted, since chunks keep their limits and their seeds; so does one with other
-    chunks, where their sizes divide 256.
+    examples as one that was never interrupted, whatever the chunks and the ranks: a problem's draws depend on its place
+    in the data.
 
     Args:
         engine: the policy.
@@ -123,6 +125,7 @@ def evaluate(
         sampling: one completion a problem (`n` is 1).
         run_folder: where to write; it may hold the chunks of an earlier run with the same arguments.
         chunk_size: problems that are generated and stored at once.
+        ranks: this process among its peers, who share each chunk out and draw what one process would; None is alone.
 
     Raises:
         ValueError: `sampling.n` is not 1, `chunk_size` is below 1, a prompt is too long for the model, or the folder
@@ -131,29 +134,72 @@ def evaluate(
     _one_completion(sampling)
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    ranks = ranks or Ranks()
     examples = _stored_examples(run_folder, problems, template, chunk_size)
+    ranks.wait()  # until all have read what the main rank now cuts
+    if ranks.is_main:
+        _cut_to(run_folder, examples)
     for start in range(len(examples), len(problems), chunk_size):
         chunk = problems[start : start + chunk_size]
-        prompts = [fill(template, question=problem.question) for problem in chunk]
-        began = perf_counter()
-        completions = engine.generate(prompts, _sampling_at(start, sampling))
-        seconds = perf_counter() - began
-        graded = [
-            grade_completion(start + offset, prompts[offset], problem, completions[offset][0], grader)
-            for offset, problem in enumerate(chunk)
-        ]
+        graded, seconds = answer(engine, grader, chunk, template, sampling, ranks, first_index=start, block=SEED_BLOCK)
         tokens = sum(example.length for example in graded)
         row = {"chunk_start": start, "examples": len(graded), "tokens": tokens, "generation_seconds": seconds}
-        # Metrics first: a run continued after a kill between the two drops a row whose examples are not there.
-        append_json_lines(run_folder / METRICS, [row])
-        append_json_lines(run_folder / EXAMPLES, map(asdict, graded))
+        if ranks.is_main:
+            # Metrics first: a run continued after a kill between the two drops a row whose examples are not there.
+            append_json_lines(run_folder / METRICS, [row])
+            append_json_lines(run_folder / EXAMPLES, map(asdict, graded))
         examples += graded
     return examples
 
 
-def _sampling_at(start: int, sampling: Sampling) -> Sampling:
-    """That of a chunk: 256 problems share a seed, and each has its place among them."""
-    place = start % SEED_BLOCK
+def answer(
+    engine: RolloutEngine,
+    grader: Grader,
+    problems: Sequence[Problem],
+    template: str,
+    sampling: Sampling,
+    ranks: Ranks,
+    first_index: int = 0,
+    block: int | None = None,
+) -> tuple[list[GradedExample], float]:
+    """One graded response a problem, generated and graded by all ranks and known to each, and the seconds that the
+    slowest of them took to generate. The draws are those of one rank.
+
+    Args:
+        engine, grader, problems, template, sampling: as `evaluate` takes them.
+        ranks: this process among its peers.
+        first_index: of the first problem, for its record and its draws.
+        block: so many problems, counted from the data's first, share a seed; None is one seed for all.
+    """
+    first, mine = ranks.share(problems)
+    first += first_index
+    prompts = [fill(template, question=problem.question) for problem in mine]
+    began = perf_counter()
+    drawn = []
+    for start, end in _calls(first, first + len(prompts), block):
+        drawn += engine.generate(prompts[start - first : end - first], _sampling_at(start, sampling, block))
+    seconds = perf_counter() - began
+    place, answered = ranks.share_in_group(list(zip(prompts, mine, drawn, strict=True)))
+    graded = [
+        grade_completion(first + place + offset, prompt, problem, completions[0], grader)
+        for offset, (prompt, problem, completions) in enumerate(answered)
+    ]
+    return ranks.gather(graded), max(ranks.gather([seconds]))
+
+
+def _calls(start: int, end: int, block: int | None) -> Iterator[tuple[int, int]]:
+    """Cut a range of problems where a block ends, for a call of the engine has one seed."""
+    while start < end:
+        stop = end if block is None else min(end, (start // block + 1) * block)
+        yield start, stop
+        start = stop
+
+
+def _sampling_at(start: int, sampling: Sampling, block: int | None) -> Sampling:
+    """That of a call: the problems of a block share a seed, and each has its place among them."""
+    if block is None:
+        return replace(sampling, first_position=start)
+    place = start % block
     return replace(sampling, seed=derive_seed(sampling.seed, start - place), first_position=place)
 
 
@@ -305,7 +351,7 @@ def _mean_length(examples: Iterable[GradedExample]) -> float | None:
 def _stored_examples(
     run_folder: Path, problems: Sequence[Problem], template: str, chunk_size: int
 ) -> list[GradedExample]:
-    """The examples of the chunks that an earlier run finished; what a kill left of the next chunk is cut off."""
+    """The examples of the chunks that an earlier run finished, without what a kill left of the next chunk."""
     path = run_folder / EXAMPLES
     rows = read_complete_json_lines(path)
     examples = [GradedExample(**{**row, "token_ids": tuple(row["token_ids"])}) for row in rows]
@@ -314,9 +360,13 @@ def _stored_examples(
     for example, problem in zip(examples, problems, strict=False):
         if example.prompt != fill(template, question=problem.question):
             raise ValueError(f"{path}: example {example.index} answers another prompt; use a new run folder")
-    if path.exists():
-        write_json_lines(path, map(asdict, examples))
+    return examples
+
+
+def _cut_to(run_folder: Path, examples: Sequence[GradedExample]) -> None:
+    """Leave in a run folder what these examples are, and the metrics of their chunks."""
+    if (run_folder / EXAMPLES).exists():
+        write_json_lines(run_folder / EXAMPLES, map(asdict, examples))
     if (run_folder / METRICS).exists():
         metrics = read_complete_json_lines(run_folder / METRICS)
         write_json_lines(run_folder / METRICS, [row for row in metrics if row["chunk_start"] < len(examples)])
-    return examples

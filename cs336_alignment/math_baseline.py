@@ -25,6 +25,7 @@ from transformers import AutoConfig
 from cs336_alignment import environment, prompts
 from cs336_alignment.evaluation import GRADERS, EvaluationProtocol, evaluate, generation_seconds, summarize
 from cs336_alignment.evaluation_report import summary_table, write_report
+from cs336_alignment.ranks import Ranks, failing_together, leave_peers, several_ranks
 from cs336_alignment.rollout.engine import RolloutEngine, Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype, TransformersEngine
@@ -79,13 +80,15 @@ class BaselineConfig:
 
 
 def main() -> None:
-    console = Console(stderr=True)
     config = tyro.cli(BaselineConfig, description=__doc__)
     try:
-        environment.check_cuda_driver()
-        run(config, console)
+        with failing_together():
+            environment.check_cuda_driver()
+            environment.use_device_indices()
+            run(config, Console(stderr=True))
+            leave_peers()
     except (UsageError, EngineNotInstalledError, environment.DriverTooOldError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -99,17 +102,22 @@ def run(config: BaselineConfig, console: Console) -> Path:
         value = getattr(config, option)
         if value is not None and value < 1:
             raise UsageError(f"--{option.replace('_', '-')} must be at least 1, got {value}")
+    # One process alone starts the others of its engine itself.
+    ranks = Ranks(config.tensor_parallel_size if several_ranks() else 1)
+    console.quiet = not ranks.is_main
     model, data, note = choose_model_and_data(config.model, config.data, os.environ, data_folder())
     if note:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     problems = _load(data, config.limit)
     template = prompts.load_template(config.prompt)
     sampling = _sampling(config)
-    run_folder = config.output or Path("runs") / f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"
-    _check_output(run_folder, config.resume)
-    with _open_engine(config, model, progress=console.is_terminal) as engine:
+    run_folder = config.output or Path("runs") / ranks.gather([f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"])[0]
+    if ranks.is_main:  # the others might see what it has begun
+        _check_output(run_folder, config.resume)
+    with _open_engine(config, model, progress=console.is_terminal and ranks.is_main) as engine:
         # vLLM has so many sequences at work at once; the other engine is slow enough to store its examples more often.
-        chunk_size = config.chunk_size or (64 if isinstance(engine, TransformersEngine) else 256)
+        share = 64 if isinstance(engine, TransformersEngine) else 256
+        chunk_size = config.chunk_size or share * ranks.count // ranks.tensor_parallel_size
         protocol = EvaluationProtocol(
             model=model,
             split=str(data),
@@ -121,22 +129,25 @@ def run(config: BaselineConfig, console: Console) -> Path:
             chunk_size=chunk_size,
             engine=engine.description,
         )
-        _record(run_folder, config, protocol)
+        if ranks.is_main:
+            _record(run_folder, config, protocol)
         about = f"{len(problems):,} problems from {data} to {model}; run folder {run_folder}"
         console.print(about, markup=False, highlight=False, soft_wrap=True)
+        grader = GRADERS[config.prompt]
         try:
-            examples = evaluate(engine, GRADERS[config.prompt], problems, template, sampling, run_folder, chunk_size)
+            examples = evaluate(engine, grader, problems, template, sampling, run_folder, chunk_size, ranks)
         except ValueError as error:
             raise UsageError(str(error)) from error
         except KeyboardInterrupt:
             again = f"\ninterrupted; the same command with --output {run_folder} --resume continues"
             console.print(again, markup=False, highlight=False, soft_wrap=True)
             sys.exit(130)
-    summary = summarize(examples, generation_seconds(run_folder))
-    write_json(run_folder / "summary.json", summary)
-    report = write_report(run_folder, protocol, examples, summary)
-    Console().print(Markdown(summary_table(summary)))
-    console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+    if ranks.is_main:
+        summary = summarize(examples, generation_seconds(run_folder))
+        write_json(run_folder / "summary.json", summary)
+        report = write_report(run_folder, protocol, examples, summary)
+        Console().print(Markdown(summary_table(summary)))
+        console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
     return run_folder
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cs336_alignment.rollout.engine import Completion, Sampling, weight_sum
+from cs336_alignment.rollout.engine import Completion, Sampling, WeightSum
 from cs336_alignment.training.packing import packed_attention
 
 
@@ -80,19 +80,22 @@ class FakeEngine:
 
     def __init__(self, completions: Sequence[Completion] = ()) -> None:
         self.completions = list(completions)
-        self.held: dict[str, float] = {}
+        self.held: dict[str, list[WeightSum]] = {}
         self.policy_version = 0
+        self.dtype = "float32"
         self.description: dict[str, str | int] = {"engine": "fake", "dtype": "float32"}
 
     def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[list[Completion]]:
         return [[self.completions[position]] * sampling.n for position in range(len(prompts))]
 
     def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        self.held = {name: weight_sum(weight) for name, weight in weights}
+        self.held = {name: [WeightSum.of(weight)] for name, weight in weights}
         self.policy_version = version
 
-    def held_weights(self) -> dict[str, float]:
+    def held_weights(self) -> dict[str, list[WeightSum]]:
         return self.held
+
+    def forget_prompts(self) -> None: ...
 
     def sleep(self) -> None: ...
 

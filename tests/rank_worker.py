@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
+from cs336_alignment.ranks import Ranks, leave_peers
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
-from cs336_alignment.training.distributed import Ranks, leave_peers
+from cs336_alignment.training.distributed import Sharding
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
@@ -30,13 +31,13 @@ BUDGETS = (None, 6)
 PROBLEMS = [Problem(f"what is {number}", str(number)) for number in range(5)]
 
 
-def train(ranks: Ranks, folder: Path, token_budget: int | None) -> dict[str, Any]:
+def train(ranks: Ranks, sharding: Sharding, folder: Path, token_budget: int | None) -> dict[str, Any]:
     """Three optimiser steps, and the third once more from a checkpoint; every figure that a rank could get wrong."""
     config = OptimizerConfig(
         learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=7, token_budget=token_budget
     )
-    checkpoints = Checkpoints(folder / f"run_of_{ranks.count}_{ranks.sharding}_{token_budget}")
-    learner, resumed = (Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder) for _ in range(2))
+    checkpoints = Checkpoints(folder / f"run_of_{ranks.count}_{sharding}_{token_budget}")
+    learner, resumed = (Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder, sharding) for _ in range(2))
     lengths = torch.tensor(LENGTHS)
     weights = sequence_mean_weights(lengths).where(ADVANTAGES != 0, 0.0)
 
@@ -77,8 +78,9 @@ def grade(response: str, gold: str, fast: bool):
 
 def main() -> None:
     output = Path(sys.argv[1])
-    ranks = Ranks("fsdp2" if "fsdp2" in sys.argv else "ddp")
-    results = [train(ranks, output.parent, token_budget) for token_budget in BUDGETS]
+    ranks = Ranks()
+    sharding = "fsdp2" if "fsdp2" in sys.argv else "replicas"
+    results = [train(ranks, sharding, output.parent, token_budget) for token_budget in BUDGETS]
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))
     leave_peers()

@@ -14,15 +14,21 @@ MAY_IMPORT = {
     "prompts": set(),
     "environment": set(),
     "run_folder": set(),
+    "peer_watch": set(),
+    "ranks": {"peer_watch", "run_folder"},
     "numerics": set(),
     "grading": set(),
     "drgrpo_grader": {"grading"},
     "tasks": {"prompts"},
     "rollout": {"environment", "numerics"},
-    "evaluation": {"grading", "numerics", "prompts", "rollout", "run_folder", "tasks"},
+    "evaluation": {"grading", "numerics", "prompts", "ranks", "rollout", "run_folder", "tasks"},
     "evaluation_report": {"evaluation", "run_folder"},
-    "training": {"evaluation", "grading", "environment", "numerics", "prompts", "rollout", "run_folder", "tasks"},
-    "math_baseline": {"environment", "evaluation", "evaluation_report", "prompts", "rollout", "run_folder", "tasks"},
+    "training": {
+        *("evaluation", "grading", "environment", "numerics", "prompts", "ranks", "rollout", "run_folder", "tasks"),
+    },
+    "math_baseline": {
+        *("environment", "evaluation", "evaluation_report", "prompts", "ranks", "rollout", "run_folder", "tasks"),
+    },
     "__init__": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
-from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.policy import Policy
 from tests.common import REPOSITORY

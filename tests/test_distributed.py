@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.run_folder import UsageError
-from cs336_alignment.training.distributed import Ranks
 from tests.common import REPOSITORY
 from tests.rank_worker import BUDGETS, train
 
@@ -40,10 +40,10 @@ def test_accelerate_that_started_one_process_of_several_is_an_error(monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("sharding", ["replicas", "fsdp2"])
 def test_two_ranks_train_as_one(tmp_path, sharding):
     launch(["-m", "tests.rank_worker", str(tmp_path / "result"), sharding])
-    alone = [train(Ranks(), tmp_path, token_budget) for token_budget in BUDGETS]
+    alone = [train(Ranks(), sharding, tmp_path, token_budget) for token_budget in BUDGETS]
     for rank in range(2):
         for one, other in zip(alone, torch.load(tmp_path / f"result.{rank}.pt"), strict=True):
             assert other["rollouts"] == one["rollouts"]

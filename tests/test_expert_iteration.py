@@ -28,10 +28,12 @@ class ScriptedLearner(Learner):
     def __init__(self):
         self.learnt = []
 
-    def step(self, examples, weights, token_loss_of, learning_rate=None, describe=lambda _: {}):
+    def step(self, examples, weights, token_loss_of, learning_rate=None, describe=lambda _: {}, inspect=lambda _: None):
         self.learnt.append([example.response_ids[0] for example in examples])
         scores: list[torch.Tensor | None] = [torch.zeros(1) for _ in examples]
-        return StepResult(1.0, 1.0, scores, scores, len(examples), 4)
+        result = StepResult(1.0, 1.0, scores, scores, len(examples), 4)
+        inspect(result)
+        return result
 
 
 class ScriptedSession(Session):
@@ -39,8 +41,8 @@ class ScriptedSession(Session):
 
     def __init__(self, stop_at_look=None):
         self.progress = Progress()
-        self.logged, self.saved = [], []
-        self.engine = SimpleNamespace(sleep=lambda: None)
+        self.logged, self.saved, self.compared = [], [], []
+        self.engine = SimpleNamespace(sleep=lambda: None, dtype="float32")
         self.learner = ScriptedLearner()
         self.record = SimpleNamespace(
             log=lambda kind, step, metrics, timing: self.logged.append((kind, step, metrics)),
@@ -65,6 +67,9 @@ class ScriptedSession(Session):
             for n in numbers
         ]
 
+    def sampler_guard(self, min_tokens):
+        return SimpleNamespace(check=lambda step, rollouts, trainer: self.compared.append((step, len(rollouts))))
+
     def cut_short(self, step):
         self.looks += 1
         return self.looks == self.stop_at_look
@@ -83,6 +88,8 @@ def test_each_round_imitates_what_was_right():
     assert [sorted(number for batch in one for number in batch) for one in rounds] == [[1, 3, 5, 7]] * 2
     assert [(step, metrics["kept"]) for _, step, metrics in session.logged] == [(1, 4), (2, 4)]
     assert session.saved == [1, 2]
+    # Engine and trainer are compared while they are the same policy: in the first update of each round.
+    assert session.compared == [(1, 2), (2, 2)]
 
 
 def test_a_round_that_is_cut_short_leaves_no_trace():

@@ -130,7 +130,7 @@ def most_bytes(policy, batch):
         for parameter in policy.parameters():
             live.ignore(parameter)
             parameter.grad = torch.zeros_like(parameter)
-        backward_microbatch(policy, batch, lambda log_probs, at: -log_probs, scale=1.0)
+        backward_microbatch(policy, batch, lambda log_probs, at: -log_probs)
     return live.most
 
 

@@ -219,7 +219,7 @@ def test_load_policy_replaces_the_weights(engine, model):
 
 def test_load_policy_refuses_a_missing_head(engine, model):
     weights = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
-    with pytest.raises(RuntimeError, match=r"lm_head\.weight"):
+    with pytest.raises(KeyError, match=r"given without lm_head\.weight"):
         engine.load_policy(weights.items(), version=1)
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.run_folder import OtherRunError, check_same_run, read_complete_json_lines, read_json
-from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.run_record import RunRecord, WandbMode, settings_of
 from cs336_alignment.training.session import UNMATCHED, RunConfig
 from cs336_alignment.training.sft import SFTConfig

@@ -18,9 +18,9 @@ from transformers import AutoTokenizer
 
 from cs336_alignment.evaluation import GRADERS
 from cs336_alignment.prompts import load_template
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.run_folder import UsageError
 from cs336_alignment.tasks.problem import Problem
-from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.grpo import GRPOConfig, run_grpo
 from cs336_alignment.training.interruption import Interruption
 from cs336_alignment.training.packing import TokenExample
@@ -150,7 +150,7 @@ def test_accelerate_that_would_start_one_process_of_two_is_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("sharding", ["replicas", "fsdp2"])
 def test_grpo_on_two_ranks(tmp_path, sharding):
     """End to end: rollouts, grading and gradients shared out, and the rewards those of one rank."""
     bigger = "--max-tokens 100 --rollout-batch-size 64 --train-batch-size 64 --group-size 8 --token-budget 256"

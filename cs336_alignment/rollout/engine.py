@@ -1,11 +1,17 @@
 """What every rollout engine does: prompts in, sampled completions out."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from torch import Tensor
+
+
+class NonFiniteLogProbError(RuntimeError):
+    """An engine returned a token whose log-prob is NaN or infinite: what it samples is noise."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +67,44 @@ class Completion:
         log_probs: of each token under the distribution it was drawn from (temperature, padded vocabulary, min_tokens
             and top_p applied; at temperature 0 that of temperature 1), in nats.
         finish_reason: "stop" for EOS or a stop string, "length" for max_tokens or the model's last position.
+
+    Raises:
+        NonFiniteLogProbError: a log-prob is NaN or infinite.
     """
 
     text: str
     token_ids: tuple[int, ...]
     log_probs: tuple[float, ...]
     finish_reason: Literal["stop", "length"]
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, self.log_probs)):
+            place = next(place for place, value in enumerate(self.log_probs) if not math.isfinite(value))
+            raise NonFiniteLogProbError(
+                f"the rollout engine returned a log-prob of {self.log_probs[place]} for token {place + 1} of "
+                f"{len(self.log_probs)} of the response {self.text!r:.200}: its weights or its arithmetic are broken"
+            )
+
+
+@dataclass(frozen=True)
+class WeightSum:
+    """A checksum of a weight, or of a part of one, that does not depend on where or how its numbers lie.
+
+    Attributes:
+        numel: how many numbers.
+        total, magnitude: their sum, and the sum of their absolute values, in float64.
+    """
+
+    numel: int
+    total: float
+    magnitude: float
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "WeightSum":
+        """Summed in float64 without a copy of the weight in float64."""
+        weight = weight.detach()
+        magnitude = torch.linalg.vector_norm(weight, 1, dtype=torch.float64)
+        return cls(weight.numel(), weight.sum(dtype=torch.float64).item(), magnitude.item())
 
 
 @runtime_checkable
@@ -76,6 +114,11 @@ class RolloutEngine(Protocol):
     @property
     def policy_version(self) -> int:
         """What the last `load_policy` was given; 0 before it."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """Of its weights and its compute: "float32" or "bfloat16"."""
         ...
 
     @property
@@ -92,24 +135,31 @@ class RolloutEngine(Protocol):
         ...
 
     def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new weights, and drop whatever was computed from the old ones.
+        """Wake up with new weights, and drop whatever was computed from the old ones.
 
         Args:
-            weights: the items of the trainer's `state_dict()`. Not `named_parameters()`, which leaves out a tied head.
+            weights: the items of the trainer's `state_dict()`, read one at a time, so that no second copy of the policy
+                is ever whole. Not `named_parameters()`, which leaves out a tied head.
             version: the trainer's count of optimiser steps.
         """
         ...
 
-    def held_weights(self) -> dict[str, float]:
-        """Sums of the weights, read where the engine keeps them: by name those that it keeps as the trainer does, each
-        summed in float64. At least one; a kernel's own packing may leave out many."""
+    def held_weights(self) -> dict[str, list[WeightSum]]:
+        """Checksums of the weights, read where the engine keeps them: by name those that it keeps as the trainer does,
+        one for each rank of the engine. At least one name; a kernel's own packing may leave out many."""
+        ...
+
+    def forget_prompts(self) -> None:
+        """Drop the keys and values of prompts that were kept for later ones. `load_policy` does so by itself."""
         ...
 
     def sleep(self) -> None:
-        """Give the accelerator's memory back until `wake`."""
+        """Give the accelerator's memory back until `wake` or `load_policy`."""
         ...
 
-    def wake(self) -> None: ...
+    def wake(self) -> None:
+        """Be ready again with the weights of before."""
+        ...
 
     def close(self) -> None: ...
 
@@ -121,11 +171,6 @@ class RolloutEngine(Protocol):
 def derive_seed(seed: int, *path: int) -> int:
     """A seed for one part of a run, such as one prompt of a call: well spread, the same on every machine."""
     return int(np.random.SeedSequence((seed, *path)).generate_state(1, np.uint64)[0] >> np.uint64(16))
-
-
-def weight_sum(weight: Tensor) -> float:
-    """A checksum of a weight that does not depend on where or how it lies: its sum in float64."""
-    return weight.detach().double().sum().item()
 
 
 def check_prompt_lengths(lengths: Sequence[int], max_positions: int) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 
 from cs336_alignment.numerics.log_probs import sampling_logits
 from cs336_alignment.numerics.tokenization import padding_id
-from cs336_alignment.rollout.engine import Completion, Sampling, check_prompt_lengths, weight_sum
+from cs336_alignment.rollout.engine import Completion, Sampling, WeightSum, check_prompt_lengths
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 MAX_BATCH_SIZE = 64
@@ -77,12 +77,21 @@ class TransformersEngine:
     def description(self) -> dict[str, str | int]:
         return {"engine": f"transformers {transformers.__version__}", "dtype": self.dtype}
 
+    @torch.no_grad()
     def load_policy(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        self.model.load_state_dict(dict(weights), strict=True)
+        self.wake()
+        missing = self.model.state_dict()
+        for name, tensor in weights:
+            missing.pop(name).copy_(tensor)
+        if missing:
+            raise KeyError(f"the policy was given without {', '.join(missing)}")
         self._policy_version = version
 
-    def held_weights(self) -> dict[str, float]:
-        return {name: weight_sum(tensor) for name, tensor in self.model.state_dict().items()}
+    def held_weights(self) -> dict[str, list[WeightSum]]:
+        return {name: [WeightSum.of(tensor)] for name, tensor in self.model.state_dict().items()}
+
+    def forget_prompts(self) -> None:
+        """Nothing is kept between two calls."""
 
     def sleep(self) -> None:
         self.model.to("cpu")

@@ -65,9 +65,16 @@ class Checkpoints:
         """Write a checkpoint; every rank calls this. Older ones beyond `keep` are removed afterwards."""
         target = self._folder / f"step_{progress.step}"
         random_states = learner.ranks.gather([_random_state()])
-        weights = dict(learner.policy.weights())
-        optimizer = tree_map_only(DTensor, _whole_on_cpu, learner.optimizer.state_dict())
-        if learner.ranks.is_main:
+        is_main = learner.ranks.is_main
+
+        def whole(tensor: torch.Tensor) -> torch.Tensor | None:
+            """Put together on every rank, one at a time; kept on the main rank's CPU alone."""
+            together = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            return together.cpu() if is_main else None
+
+        weights = {name: kept for name, tensor in learner.policy.weights() if (kept := whole(tensor)) is not None}
+        optimizer = tree_map_only(torch.Tensor, whole, learner.optimizer.state_dict())
+        if is_main:
             for left_by_a_kill in self._folder.glob("step_*.partial"):
                 shutil.rmtree(left_by_a_kill)
             partial = target.with_name(target.name + ".partial")
@@ -85,7 +92,8 @@ class Checkpoints:
 
     def load(self, path: Path, learner: Learner) -> Progress:
         """Put a checkpoint into a learner that was made as the one that wrote it, and return how far it was."""
-        stored = torch.load(path / "optimizer.pt", map_location="cpu", weights_only=False)
+        # Mapped, not read: every rank needs its own part alone.
+        stored = torch.load(path / "optimizer.pt", map_location="cpu", mmap=True, weights_only=False)
         learner.policy.load_weights(load_file(path / "model.safetensors"))
         _load_optimizer(learner, stored["optimizer"])
         if learner.ranks.index < len(stored["random_states"]):
@@ -97,10 +105,6 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         numbered = [(re.fullmatch(r"step_(\d+)", path.name), path) for path in self._folder.glob("step_*")]
         return [path for _, path in sorted((int(match[1]), path) for match, path in numbered if match)]
-
-
-def _whole_on_cpu(tensor: DTensor) -> torch.Tensor:
-    return tensor.full_tensor().cpu()
 
 
 def _load_optimizer(learner: Learner, state: dict[str, Any]) -> None:

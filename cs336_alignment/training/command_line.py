@@ -8,10 +8,10 @@ import torch
 import tyro
 
 from cs336_alignment import environment
-from cs336_alignment.rollout.proof import StalePolicyError
+from cs336_alignment.ranks import failing_together, leave_peers
+from cs336_alignment.rollout.proof import SamplerDifferenceError, StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
 from cs336_alignment.run_folder import UsageError
-from cs336_alignment.training.distributed import leave_peers
 from cs336_alignment.training.learner import NonFiniteLossError
 from cs336_alignment.training.memory_check import TrainingConfig, check_memory
 
@@ -24,19 +24,20 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
         config = tyro.cli(config_type, description=description, config=(tyro.conf.OmitArgPrefixes,))
         environment.check_cuda_driver()
         environment.use_device_indices()
-        if not isinstance(config, TrainingConfig):
-            run(config)
-            return
-        if config.run.dry_run or torch.cuda.is_available():
-            check_memory(config)
-        if not config.run.dry_run:
-            run(config)
-            leave_peers()
+        with failing_together():
+            if not isinstance(config, TrainingConfig):
+                run(config)
+                return
+            if config.run.dry_run or torch.cuda.is_available():
+                check_memory(config)
+            if not config.run.dry_run:
+                run(config)
+                leave_peers()
     except (UsageError, EngineNotInstalledError) as error:
         _fail(error, 2)
     except environment.DriverTooOldError as error:
         _fail(error, 2)
-    except (StalePolicyError, NonFiniteLossError) as error:
+    except (StalePolicyError, SamplerDifferenceError, NonFiniteLossError) as error:
         _fail(error, 1)
 
 

@@ -121,9 +121,15 @@ def train_expert_iteration(config: ExpertIterationConfig, problems: Sequence[Pro
 def _fine_tune(
     config: ExpertIterationConfig, correct: Sequence[Rollout], session: Session, step: int
 ) -> Iterator[tuple[int, StepResult]]:
-    """SFT on the token ids that were sampled."""
+    """SFT on the token ids that were sampled. Before its first step the policy is still the one that sampled them."""
     seed = derive_seed(config.run.seed, ROLLOUTS, step)
-    return sft_steps(session.learner, [rollout.example for rollout in correct], config.sft, seed)
+    guard = session.sampler_guard(config.min_tokens)
+
+    def compare(rows: Sequence[int], result: StepResult) -> None:
+        guard.check(step, [correct[row] for row in rows], result.log_probs)
+
+    examples = [rollout.example for rollout in correct]
+    return sft_steps(session.learner, examples, config.sft, seed, inspect_first=compare)
 
 
 def _sampling(config: ExpertIterationConfig, step: int) -> Sampling:

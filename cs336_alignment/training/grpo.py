@@ -216,7 +216,7 @@ def train_grpo(config: GRPOConfig, problems: Sequence[Problem], session: Session
             batch = replace(batch, old_log_probs=score(config, batch, session.learner.score))
         if config.kl_coef:
             batch = replace(batch, reference_log_probs=score(config, batch, session.reference_log_probs))
-        updates = [update(config, part, session) for part in train_batches(config, batch, step)]
+        updates = [update(config, part, session, step) for part in train_batches(config, batch, step)]
 
         metrics: dict[str, Any] = {
             **rollout_metrics(sample.all_sampled),
@@ -316,16 +316,28 @@ def train_batches(config: GRPOConfig, batch: TrainBatch, step: int) -> Iterator[
             yield batch[order[start : start + config.train_batch_size]]
 
 
-def update(config: GRPOConfig, batch: TrainBatch, session: Session) -> dict[str, Any]:
+def update(config: GRPOConfig, batch: TrainBatch, session: Session, step: int) -> dict[str, Any]:
     """One optimiser step on one train batch, and its metrics."""
     examples = [rollout.example for rollout in batch.rollouts]
     weights = sequence_weights(config, batch)
     losses = TokenLosses(config, batch, weights, session.ranks.device)
-    result = session.learner.step(examples, weights, losses, describe=batch.describe)
-    metrics = {**step_metrics(result), "sampler_difference": sampler_difference(batch, result)}
+    guard = session.sampler_guard(config.min_tokens)
+    differences: list[float | None] = []
+
+    def compare(result: StepResult) -> None:
+        differences.append(guard.check(step, batch.rollouts, of_sampling_policy(batch, result)).mean)
+
+    result = session.learner.step(examples, weights, losses, describe=batch.describe, inspect=compare)
+    metrics = {**step_metrics(result), "sampler_difference": differences[0]}
     if batch.old_log_probs is not None:
         metrics |= off_policy_metrics(config, batch, result)
     return metrics | correction_metrics(config, batch, result)
+
+
+def of_sampling_policy(batch: TrainBatch, result: StepResult) -> list[Tensor | None]:
+    """The trainer's log-probs under the policy that sampled, of each sequence that was run."""
+    trainer = batch.old_log_probs or result.log_probs
+    return [None if ran is None else scores for scores, ran in zip(trainer, result.log_probs, strict=True)]
 
 
 def sequence_weights(config: GRPOConfig, batch: TrainBatch) -> Tensor:
@@ -385,18 +397,6 @@ class TokenLosses:
             return (losses * weights[at].to(policy)).squeeze(1)
 
         return token_loss
-
-
-def sampler_difference(batch: TrainBatch, result: StepResult) -> float | None:
-    """Mean absolute difference, in nats, of the engine's and the trainer's log-probs of the tokens that were run, both
-    of the policy that sampled. Where min_tokens keeps EOS from being sampled, the engine's are a little higher."""
-    trainer = result.log_probs if batch.old_log_probs is None else batch.old_log_probs
-    differences = [
-        (scores - torch.tensor(rollout.sampler_log_probs)).abs()
-        for scores, run, rollout in zip(trainer, result.log_probs, batch.rollouts, strict=True)
-        if scores is not None and run is not None
-    ]
-    return torch.cat(differences).mean().item() if differences else None
 
 
 def off_policy_metrics(config: GRPOConfig, batch: TrainBatch, result: StepResult) -> dict[str, float]:

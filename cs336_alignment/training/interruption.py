@@ -9,7 +9,7 @@ import signal
 from time import monotonic
 from types import FrameType
 
-from cs336_alignment.training.distributed import Ranks
+from cs336_alignment.ranks import Ranks
 
 
 class Interruption:
@@ -37,19 +37,16 @@ class Interruption:
         self._last_look = now
         if mine is None and self._deadline is not None and now + self._longest_step > self._deadline:
             mine = "time limit"
-        return self._of_any_rank(mine)
+        return self._ranks.any_of(mine)
 
     def signalled(self) -> str | None:
         """The signal that came, the same on every rank; None without one."""
-        return self._of_any_rank(self._signal)
+        return self._ranks.any_of(self._signal)
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-    def _of_any_rank(self, mine: str | None) -> str | None:
-        return next((reason for reason in self._ranks.gather([mine]) if reason), None)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self._signal = signal.Signals(number).name

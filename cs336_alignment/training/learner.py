@@ -7,7 +7,6 @@ Rows whose weight is zero are not run: they would add nothing to the gradient.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cs336_alignment.numerics.log_probs import TokenLoss
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.run_folder import write_json_lines
 from cs336_alignment.training.batching import Microbatch, split_by_size, split_by_tokens
-from cs336_alignment.training.distributed import Ranks, unwrap
+from cs336_alignment.training.distributed import Sharding, add_gradients, free_whole_weights, spread
 from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import PackedBatch, TokenExample, pack
 from cs336_alignment.training.policy import Policy, TokenScores
@@ -85,32 +85,32 @@ class StepResult:
 class Learner:
     """A policy and its optimiser, on one rank or several."""
 
-    def __init__(self, policy: Policy, config: OptimizerConfig, ranks: Ranks, failures: Path) -> None:
-        """Put the policy on its device and wrap it for the ranks.
+    def __init__(
+        self, policy: Policy, config: OptimizerConfig, ranks: Ranks, failures: Path, sharding: Sharding = "fsdp2"
+    ) -> None:
+        """Put the policy on its device, or its shards on theirs.
 
         Args:
             policy: what is trained.
             config: how.
             ranks: this process among its peers.
             failures: folder for the batch of a step that fails.
+            sharding: of the policy, with several ranks.
         """
         self.config = config
         self.ranks = ranks
+        self.policy = policy
         self._failures = failures
-        self._wrapped = ranks.prepare(policy, policy.layers())
+        spread(policy, policy.layers(), ranks, sharding, policy.compute_dtype)
         # After sharding, which puts other parameters in the place of the policy's.
         self.optimizer = torch.optim.AdamW(
-            self._wrapped.parameters(),
+            policy.parameters(),
             lr=config.learning_rate,
             betas=config.betas,
             weight_decay=config.weight_decay,
             fused=True,
         )
         self.steps_taken = 0
-
-    @property
-    def policy(self) -> Policy:
-        return unwrap(self._wrapped)
 
     def step(
         self,
@@ -119,6 +119,7 @@ class Learner:
         token_loss_of: TokenLossOf,
         learning_rate: float | None = None,
         describe: Callable[[int], dict[str, Any]] = lambda _: {},
+        inspect: Callable[[StepResult], None] = lambda _: None,
     ) -> StepResult:
         """Take one optimiser step on a train batch, the same batch on every rank.
 
@@ -128,20 +129,18 @@ class Learner:
             token_loss_of: for the examples of a microbatch, the weighted loss of their tokens.
             learning_rate: of this step; None is the configured one.
             describe: for an example's position, what else its loss depends on: written down where the step fails.
+            inspect: looks at the result before the policy is changed, and may raise.
 
         Raises:
             NonFiniteLossError: before the policy is changed.
         """
         plan = self._plan(examples, _rows_to_run(examples, weights))
-        parts = []
-        for position, microbatch in enumerate(plan):
-            # The ranks' gradients meet once a step, with the last microbatch.
-            last = position == len(plan) - 1
-            with nullcontext() if last else self.ranks.no_sync(self._wrapped):
-                parts.append(self._backward(examples, microbatch, token_loss_of))
+        parts = [self._backward(examples, microbatch, token_loss_of) for microbatch in plan]
+        add_gradients(self.policy, self.ranks)
         result = self._result(parts, len(examples))
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._give_up(examples, weights, result, describe)
+        inspect(result)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate if learning_rate is None else learning_rate
         self.optimizer.step()
@@ -165,9 +164,11 @@ class Learner:
         """
         rows = _rows_to_run(examples, torch.ones(len(examples)) if weights is None else weights)
         parts = []
+        policy = policy or self.policy
         for microbatch in self._plan(examples, rows):
             batch = _pack(examples, microbatch, self.ranks.device)
-            parts.append(_Part(microbatch, batch.row_tokens, batch.lengths, (policy or self._wrapped)(batch)))
+            parts.append(_Part(microbatch, batch.row_tokens, batch.lengths, policy(batch)))
+        free_whole_weights(policy)
         log_probs, _ = self._by_example(parts, len(examples))
         return [torch.zeros(0) if scores is None else scores for scores in log_probs]
 
@@ -186,12 +187,11 @@ class Learner:
     ) -> "_Part":
         batch = _pack(examples, microbatch, self.ranks.device)
         token_loss = token_loss_of(microbatch) if microbatch else _no_loss
-        # Ranks average their gradients; the weights are the whole batch's already, so they should add them.
-        scores = backward_microbatch(self._wrapped, batch, token_loss, scale=self.ranks.count)
+        scores = backward_microbatch(self.policy, batch, token_loss)
         return _Part(microbatch, batch.row_tokens if microbatch else 0, batch.lengths, scores)
 
     def _result(self, parts: Sequence["_Part"], size: int) -> StepResult:
-        norm = torch.nn.utils.clip_grad_norm_(self._wrapped.parameters(), self.config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         totals = [(part.scores.loss.item(), part.row_tokens) for part in parts]
         loss, tokens = map(sum, zip(*self.ranks.gather(totals), strict=True))
         log_probs, entropy = self._by_example(parts, size)

@@ -7,30 +7,29 @@ before the backward pass, so any split of the batch accumulates the same gradien
 
 import torch
 from jaxtyping import Float, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from cs336_alignment.numerics.aggregation import constant_weights, sequence_mean_weights
 from cs336_alignment.numerics.log_probs import TokenLoss
 from cs336_alignment.numerics.masking import masked_mean
 from cs336_alignment.numerics.policy_gradient import compute_policy_gradient_loss
 from cs336_alignment.training.packing import PackedBatch
-from cs336_alignment.training.policy import TokenScores
+from cs336_alignment.training.policy import Policy, TokenScores
 
 
-def backward_microbatch(policy: nn.Module, batch: PackedBatch, token_loss: TokenLoss, scale: float) -> TokenScores:
+def backward_microbatch(policy: Policy, batch: PackedBatch, token_loss: TokenLoss) -> TokenScores:
     """Forward and backward of packed examples; gradients add up in the policy.
 
     Args:
-        policy: a `Policy`, wrapped for several ranks or not.
+        policy: sharded or not.
         batch: the examples.
         token_loss: the weighted loss of each token, from its log-prob.
-        scale: multiplies the gradient: the number of ranks where these average their gradients instead of adding.
 
     Returns:
         Loss, log-probs and entropy, detached; over all microbatches and ranks the losses add up to the batch's.
     """
     scores = policy(batch, token_loss)
-    (scores.loss * scale).backward()
+    scores.loss.backward()
     return TokenScores(scores.loss.detach(), scores.log_probs, scores.entropy)
 
 

@@ -1,7 +1,10 @@
 """The policy that is trained: a causal language model, its tokenizer, and one forward pass for every algorithm.
 
 Weights are float32 by default, whatever the compute dtype: in bfloat16 an AdamW update of 1e-5 is smaller than the
-distance to the next number, and vanishes. On a GPU the forward pass runs under bfloat16 autocast.
+distance to the next number, and vanishes. On one GPU the forward pass runs under bfloat16 autocast; a policy that is
+sharded over several is put together in bfloat16, layer by layer.
+
+Dropout is off, in training too: the engine that samples has none, and importance ratios compare the two.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,13 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from cs336_alignment.numerics.log_probs import TokenLoss, chunked_log_probs, chunked_token_loss
+from cs336_alignment.rollout.engine import WeightSum
 from cs336_alignment.rollout.transformers_engine import Dtype
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training.packing import PACKED_ATTENTION, PackedBatch
 
 ONE_FILE = "1TB"
@@ -41,14 +49,16 @@ class TokenScores:
 class Policy(nn.Module):
     """A Hugging Face causal language model whose forward pass goes from packed examples to losses."""
 
-    def __init__(self, model: Any, tokenizer: Any, temperature: float = 1.0, autocast: bool = False) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, temperature: float = 1.0, compute_dtype: torch.dtype | None = None
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: has `base_model`, `get_output_embeddings()` without bias, and attends as `packing` needs it.
             tokenizer: its tokenizer; head rows beyond it are padding, for training as for sampling.
             temperature: of the distribution whose log-probs are taken: the one that rollouts are sampled at.
-            autocast: compute in bfloat16.
+            compute_dtype: of the forward pass; None is that of the weights.
         """
         super().__init__()
         head = model.get_output_embeddings()
@@ -57,7 +67,7 @@ class Policy(nn.Module):
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
-        self.autocast = autocast
+        self.compute_dtype = compute_dtype
 
     @classmethod
     def load(
@@ -75,15 +85,18 @@ class Policy(nn.Module):
             dtype: of compute; "auto" is bfloat16 on a GPU, float32 on a CPU.
             temperature: as for the constructor.
             activation_checkpointing: keep only each layer's input, and compute the layer again in the backward pass.
+
+        Raises:
+            UsageError: activation checkpointing of a model with dropout, which transformers would turn on with it.
         """
         model: Any = AutoModelForCausalLM.from_pretrained(
             name, dtype=torch.float32, attn_implementation=PACKED_ATTENTION
         )
-        model.train()
+        model.eval()
         if activation_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpoint_layers(model)
         bfloat16 = dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available())
-        return cls(model, AutoTokenizer.from_pretrained(name), temperature, autocast=bfloat16)
+        return cls(model, AutoTokenizer.from_pretrained(name), temperature, torch.bfloat16 if bfloat16 else None)
 
     def layers(self) -> list[nn.Module]:
         """The transformer's layers, the units of sharding; none where the model names no such thing."""
@@ -107,11 +120,30 @@ class Policy(nn.Module):
                 return TokenScores(log_probs.new_zeros(()), log_probs, entropy)
             return TokenScores(*chunked_token_loss(rows, head, batch.labels, token_loss, self.temperature, vocab_size))
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The items of the model's state dict, a tied head included, for a rollout engine."""
+    def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """The items of the model's state dict, a tied head included, for a rollout engine or a checkpoint.
+
+        A sharded parameter is put together when its turn comes, on every rank at once: read them one at a time.
+
+        Args:
+            dtype: to convert to, before anything is put together; None leaves them as they are.
+        """
         for name, tensor in self.model.state_dict().items():
-            # A sharded parameter (FSDP2) is put together on every rank.
-            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            converted = tensor.detach().to(dtype or tensor.dtype)
+            yield name, converted.full_tensor() if isinstance(converted, DTensor) else converted
+
+    def weight_sums(self, dtype: torch.dtype) -> dict[str, WeightSum]:
+        """Checksums of `weights(dtype)`, from each rank's own shards."""
+        sums = {}
+        for name, tensor in self.model.state_dict().items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            part = WeightSum.of(local.to(dtype))
+            if isinstance(tensor, DTensor):
+                both = torch.tensor([part.total, part.magnitude], dtype=torch.float64, device=tensor.device)
+                dist.all_reduce(both, group=tensor.device_mesh.get_group())
+                part = WeightSum(tensor.numel(), *both.tolist())
+            sums[name] = part
+        return sums
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -142,7 +174,25 @@ class Policy(nn.Module):
         self.tokenizer.save_pretrained(folder)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.autocast else nullcontext()
+        # Shards are put together in the compute dtype (training/distributed.py).
+        if self.compute_dtype is None or isinstance(self, FSDPModule):
+            return nullcontext()
+        return torch.autocast(self.device.type, self.compute_dtype)
+
+
+def _checkpoint_layers(model: Any) -> None:
+    """Turn activation checkpointing on. transformers does it in training mode alone, so the layers, and nothing within
+    them, are put into it."""
+    dropout = [name for name, value in model.config.to_dict().items() if "drop" in name and value]
+    if dropout:
+        raise UsageError(
+            f"--activation-checkpointing: the model's config has {', '.join(dropout)}, which it would turn on: set it "
+            "to 0 in its config.json"
+        )
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
 
 
 def _storage(tensor: Tensor) -> int:

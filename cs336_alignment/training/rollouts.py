@@ -6,9 +6,9 @@ from typing import Any
 
 from cs336_alignment.evaluation import Grader
 from cs336_alignment.prompts import fill
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import RolloutEngine, Sampling
 from cs336_alignment.tasks.problem import Problem
-from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.packing import TokenExample
 
 
@@ -50,11 +50,12 @@ def sample_rollouts(
     ranks: Ranks,
 ) -> list[Rollout]:
     """`sampling.n` rollouts for each problem, group after group: generated and graded by all ranks, known to each."""
-    first, mine = ranks.share(problems)
-    prompts = [fill(template, question=problem.question) for problem in mine]
-    groups = engine.generate(prompts, replace(sampling, first_position=first)) if prompts else []
+    first, asked = ranks.share(problems)
+    prompts = [fill(template, question=problem.question) for problem in asked]
+    drawn = engine.generate(prompts, replace(sampling, first_position=first)) if prompts else []
     rollouts = []
-    for problem, prompt, group in zip(mine, prompts, groups, strict=True):
+    _, mine = ranks.share_in_group(list(zip(asked, prompts, drawn, strict=True)))
+    for problem, prompt, group in mine:
         prompt_ids = tuple(tokenizer(prompt)["input_ids"])
         for completion in group:
             rollouts.append(

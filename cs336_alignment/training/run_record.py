@@ -21,13 +21,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cs336_alignment import environment
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.run_folder import (
     append_json_lines,
     read_complete_json_lines,
     record_session,
     write_json_lines,
 )
-from cs336_alignment.training.distributed import Ranks
 
 WandbMode = Literal["offline", "online", "disabled"]
 

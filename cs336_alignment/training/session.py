@@ -7,7 +7,7 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from cs336_alignment import prompts
-from cs336_alignment.evaluation import GRADERS, grade_completion, summarize
+from cs336_alignment.evaluation import GRADERS, answer, summarize
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, derive_seed
 from cs336_alignment.rollout.proof import Proof, prove_policy
 from cs336_alignment.rollout.selection import EngineName, open_engine
@@ -29,13 +30,14 @@ from cs336_alignment.run_folder import UsageError, check_same_run
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
-from cs336_alignment.training.distributed import Ranks, Sharding
+from cs336_alignment.training.distributed import Sharding, spread
 from cs336_alignment.training.interruption import Interruption
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
 from cs336_alignment.training.rollouts import Rollout, sample_rollouts
 from cs336_alignment.training.run_record import RunRecord, WandbMode, settings_of
+from cs336_alignment.training.sampler_guard import SamplerGuard
 
 PROOF_PROMPTS = 4
 PROMPT_TOKENS = 256
@@ -72,8 +74,11 @@ class RunConfig:
     """Of compute; auto is bfloat16 on a GPU, float32 on a CPU. Weights are float32."""
     activation_checkpointing: bool = False
     """Keep only each layer's input for the backward pass: less memory, a third more compute."""
-    sharding: Sharding = "ddp"
-    """With several ranks: the whole policy on each (ddp), or a part of it (fsdp2)."""
+    sharding: Sharding = "fsdp2"
+    """With several ranks: a part of the policy, its gradients and moments on each (fsdp2), or all of it (replicas)."""
+    tensor_parallel_size: Literal[1, 2, 4] = 1
+    """Consecutive ranks that share one rollout engine (vLLM), for models too large for one GPU. The number of ranks
+    must be a multiple of it."""
     temperature: float = 1.0
     """Of rollouts, and of the log-probs that are trained on."""
     max_tokens: int = 1024
@@ -128,7 +133,7 @@ class RunConfig:
 # floats are added in another order, and the last bits differ.
 UNMATCHED = (
     *("output", "resume", "time_limit_minutes", "wandb", "keep_checkpoints", "threads", "gpu_memory_utilization"),
-    *("dry_run", "gpu_memory_gib", "engine_batch_size", "activation_checkpointing", "sharding"),
+    *("dry_run", "gpu_memory_gib", "engine_batch_size", "activation_checkpointing", "sharding", "tensor_parallel_size"),
     *("token_budget", "gradient_accumulation_steps"),
 )
 
@@ -169,7 +174,7 @@ class Session:
         began = monotonic()
         if run.threads is not None:
             torch.set_num_threads(run.threads)
-        self.ranks = ranks or Ranks(run.sharding)
+        self.ranks = ranks or Ranks(run.tensor_parallel_size)
         self.run = run
         self.template = prompts.load_template(run.prompt)
         self.grader = GRADERS[run.prompt]
@@ -187,8 +192,11 @@ class Session:
             if policy is None:
                 policy = _load_policy(run)
             # Before a checkpoint is loaded: the reference is the policy that the run began with.
-            self._reference = copy.deepcopy(policy).to(self.ranks.device) if keep_reference else None
-            self.learner = Learner(policy, optimizer, self.ranks, self.folder)
+            self._reference = copy.deepcopy(policy) if keep_reference else None
+            if self._reference is not None:
+                layers, dtype = self._reference.layers(), policy.compute_dtype
+                spread(self._reference, layers, self.ranks, run.sharding, dtype)
+            self.learner = Learner(policy, optimizer, self.ranks, self.folder, run.sharding)
             # The engine first: vLLM's sets the seeds of this process.
             self.engine = stack.enter_context(engine() if engine else self._open_engine())
             _seed_everything(run.seed)
@@ -228,14 +236,21 @@ class Session:
         """Give the engine the policy as it is now, and have it prove that it took it, on the first few problems. An
         engine that has it already is woken, and its proof stands."""
         version = self.learner.steps_taken
-        self.engine.wake()
         if self._proof is not None and self._proved_version == version:
+            self.engine.wake()
             return self._proof
-        weights = list(self.policy.weights())
-        self.engine.load_policy(weights, version)
-        asked = [prompts.fill(self.template, question=problem.question) for problem in problems[:PROOF_PROMPTS]]
-        seed = derive_seed(self.run.seed, PROOF, version)
-        self._proof = prove_policy(self.engine, weights, version, asked, self._score, seed, self.run.temperature)
+        dtype = getattr(torch, self.engine.dtype)
+        self.engine.load_policy(self.policy.weights(dtype), version)
+        self._proof = prove_policy(
+            self.engine,
+            self.policy.weight_sums(dtype),
+            version,
+            [prompts.fill(self.template, question=problem.question) for problem in problems[:PROOF_PROMPTS]],
+            self._score,
+            derive_seed(self.run.seed, PROOF, version),
+            self.run.temperature,
+            self.ranks.any_of,
+        )
         self._proved_version = version
         return self._proof
 
@@ -245,6 +260,10 @@ class Session:
             self.engine, self.policy.tokenizer, problems, self.template, self.grader, sampling, self.ranks
         )
 
+    def sampler_guard(self, min_tokens: int) -> SamplerGuard:
+        """What compares rollouts, of at least `min_tokens` tokens, with the policy that is to learn from them."""
+        return SamplerGuard(self.engine.dtype, min_tokens, self.folder, self.ranks.is_main, self.record.warn)
+
     def reference_log_probs(self, examples: Sequence[TokenExample], weights: Tensor) -> list[Tensor]:
         """Log-probs of each example's response tokens under the initial policy; of those with weight 0 none."""
         assert self._reference is not None, "the session was opened without keep_reference"
@@ -253,19 +272,9 @@ class Session:
     def evaluate(self, step: int) -> dict[str, Any]:
         """Accuracy of the policy on the evaluation problems, logged as step `step` with the engine's last proof."""
         assert self._proof is not None, "sync the engine before an evaluation"
-        began = monotonic()
         sampling = self._eval_sampling(step)
-        first, mine = self.ranks.share(self.eval_problems)
-        asked = [prompts.fill(self.template, question=problem.question) for problem in mine]
-        drawn = self.engine.generate(asked, replace(sampling, first_position=first)) if asked else []
-        seconds = monotonic() - began
-        graded = self.ranks.gather(
-            [
-                grade_completion(first + offset, asked[offset], problem, drawn[offset][0], self.grader)
-                for offset, problem in enumerate(mine)
-            ]
-        )
-        summary = {**summarize(graded, max(self.ranks.gather([seconds]))), **asdict(self._proof)}
+        graded, seconds = answer(self.engine, self.grader, self.eval_problems, self.template, sampling, self.ranks)
+        summary = {**summarize(graded, seconds), **asdict(self._proof)}
         self.progress.best_accuracy = max(summary["accuracy"], self.progress.best_accuracy or 0.0)
         summary["best_accuracy"] = self.progress.best_accuracy
         timing = {name: summary.pop(name) for name in list(summary) if "second" in name}
@@ -301,17 +310,23 @@ class Session:
     def _say_stopped(self, where: str) -> None:
         self.record.warn(f"stopped {where}; go on with --output {self.folder} --resume auto")
 
-    def _score(self, asked: Sequence[str], completions: Sequence[Completion]) -> list[Tensor]:
-        """The trainer's log-probs of what this rank's engine said; ranks score together, and may have heard different
-        things."""
+    def _score(self, asked: Sequence[str], completions: Sequence[Completion], scale: float) -> list[Tensor]:
+        """The trainer's log-probs of what this rank's engine said, its logits multiplied by `scale`. Ranks score
+        together; those of one engine have heard the same, and the first of them brings it."""
         tokenizer = self.policy.tokenizer
-        mine = [
+        examples = [
             TokenExample(tuple(tokenizer(prompt)["input_ids"]), completion.token_ids)
             for prompt, completion in zip(asked, completions, strict=True)
         ]
-        sizes = self.ranks.gather([len(mine)])
-        start = sum(sizes[: self.ranks.index])
-        return self.learner.score(self.ranks.gather(mine))[start : start + len(mine)]
+        sizes = self.ranks.gather([0 if self.ranks.place_in_group else len(examples)])
+        start = sum(sizes[: self.ranks.index - self.ranks.place_in_group])
+        temperature = self.policy.temperature
+        self.policy.temperature = temperature / scale
+        try:
+            scores = self.learner.score(self.ranks.gather([] if self.ranks.place_in_group else examples))
+        finally:
+            self.policy.temperature = temperature
+        return scores[start : start + len(examples)]
 
     def _protocol(self) -> dict[str, Any]:
         """What the figures of the evaluations depend on, beside the config and the data."""
@@ -341,6 +356,7 @@ class Session:
             self.run.model,
             dtype=self.run.dtype,
             max_batch_size=self.run.engine_batch_size,
+            tensor_parallel_size=self.run.tensor_parallel_size,
             gpu_memory_utilization=self.run.gpu_memory_utilization,
         )
 

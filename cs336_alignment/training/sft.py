@@ -9,9 +9,9 @@
 it. Deviates from the handout in the data: GSM8K's rationales, or traces from a file, in place of R1's on MATH.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -149,7 +149,12 @@ def train_sft(config: SFTConfig, examples: Sequence[TokenExample], session: Sess
 
 
 def sft_steps(
-    learner: Learner, examples: Sequence[TokenExample], config: SFTStepsConfig, seed: int, start: int = 0
+    learner: Learner,
+    examples: Sequence[TokenExample],
+    config: SFTStepsConfig,
+    seed: int,
+    start: int = 0,
+    inspect_first: Callable[[Sequence[int], StepResult], None] = lambda *_: None,
 ) -> Iterator[tuple[int, StepResult]]:
     """Fine-tune a policy, one optimiser step at a time.
 
@@ -159,6 +164,8 @@ def sft_steps(
         config: how.
         seed: of the order.
         start: steps that are done already.
+        inspect_first: looks at the first step's result, with the positions of its examples, before the policy is
+            changed; it may raise.
 
     Yields:
         The number of steps done, and what the last one did.
@@ -171,7 +178,12 @@ def sft_steps(
         batch = [examples[row] for row in order]
         weights = constant_weights(torch.tensor([len(e.response_ids) for e in batch]), config.normalize_constant)
         learning_rate = warmup_cosine(step, steps, round(config.warmup_share * steps), learner.config.learning_rate)
-        yield step + 1, learner.step(batch, weights, _negative_log_likelihood(batch, weights), learning_rate)
+        inspect = partial(inspect_first, order) if step == 0 else _accept
+        losses = _negative_log_likelihood(batch, weights)
+        yield step + 1, learner.step(batch, weights, losses, learning_rate, inspect=inspect)
+
+
+def _accept(_: StepResult) -> None: ...
 
 
 def _negative_log_likelihood(batch: Sequence[TokenExample], weights: Tensor) -> TokenLossOf:

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from cs336_alignment.prompts import fill, load_template
+from cs336_alignment.rollout.proof import SamplerCheck
 from cs336_alignment.training.grpo import GRPOConfig, TrainBatch, update
 from cs336_alignment.training.learner import Learner
 from cs336_alignment.training.packing import TokenExample
@@ -63,8 +64,10 @@ def ours(arguments: argparse.Namespace, learner: Learner, tokenizer: Any) -> Cal
         train_batch_size=len(rollouts),
         group_size=arguments.group_size,
     )
-    session: Any = SimpleNamespace(learner=learner, ranks=learner.ranks)
-    return lambda: update(config, batch, session)["tokens_run"]
+    # No engine sampled these rollouts, so there is nothing to compare their log-probs with.
+    unguarded = SimpleNamespace(check=lambda *_: SamplerCheck())
+    session: Any = SimpleNamespace(learner=learner, ranks=learner.ranks, sampler_guard=lambda _: unguarded)
+    return lambda: update(config, batch, session, step=1)["tokens_run"]
 
 
 def theirs(arguments: argparse.Namespace, variant: str, callback: TrainerCallback, folder: str) -> Any:

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
-from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.policy import Policy
 from scripts.benchmarks.side_by_side import (

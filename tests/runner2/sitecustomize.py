@@ -1,0 +1,42 @@
+"""vLLM's second model runner on a CPU: put this folder on PYTHONPATH.
+
+vLLM takes it wherever Triton works, so on every CUDA machine, and takes the first on a CPU: tests without this never
+see the code that GPUs run. Triton has an interpreter, and says that it works where a driver says so; this one is a
+stand-in, which every process of a run must have before it imports vllm.
+"""
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TORCH_COMPILE_DISABLE"] = "1"  # Inductor would ask the stand-in for a compiler
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+
+class InterpretingDriver(DriverBase):
+    """What vLLM and Triton ask a driver, answered for a CPU."""
+
+    @staticmethod
+    def is_active():
+        return True
+
+    def map_python_to_cpp_type(self, ty):
+        return ty
+
+    def get_current_target(self):
+        return GPUTarget("cpu", 0, 1)
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def get_device_interface(self):
+        return torch.cpu
+
+    def get_benchmarker(self):
+        raise NotImplementedError("nothing is tuned on a CPU")
+
+
+triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=InterpretingDriver)
