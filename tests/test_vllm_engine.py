@@ -15,7 +15,7 @@ from cs336_alignment.rollout.engine import Sampling, WeightSum
 from cs336_alignment.rollout.proof import StalePolicyError
 from tests import references
 from tests.common import REPOSITORY, TINY_QWEN2
-from tests.test_distributed import ACCELERATE, launch
+from tests.test_distributed import launch
 
 if find_spec("vllm") is None:
     if os.environ.get("CS336_REQUIRE_VLLM"):  # set where vLLM should be there, as in .ci/run
@@ -54,8 +54,10 @@ def check_log_probs(model, tokenizer, prompts, completions, temperature=1.0):
 def test_the_model_runner_is_the_one_that_was_asked_for(engine):
     """tests/runner2 on PYTHONPATH asks for the second, which GPUs take; a CPU takes the first."""
     second = os.environ.get("TRITON_INTERPRET") == "1"
-    (module,) = engine._llm.collective_rpc(lambda worker: type(worker.model_runner).__module__)
-    assert module.startswith("vllm.v1.worker.gpu.") == second
+    (bases,) = engine._llm.collective_rpc(
+        lambda worker: [base.__module__ for base in type(worker.model_runner).__mro__]
+    )
+    assert ("vllm.v1.worker.gpu.model_runner" in bases) == second
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -179,33 +181,42 @@ def test_load_policy_replaces_the_weights_and_drops_the_prefix_cache(engine, mod
     check_log_probs(model, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
 
 
-def test_two_ranks_have_an_engine_each(tmp_path):
-    """GRPO end to end, each rank sampling its share: the proofs pass, the rewards are those of one rank, and vLLM reads
-    the checkpoint."""
+@pytest.mark.parametrize(("n_ranks", "tensor_parallel_size"), [(2, 1), (2, 2), (4, 2)])
+def test_grpo_on_several_ranks(tmp_path, n_ranks, tensor_parallel_size):
+    """End to end with an engine on each rank, one on both, or two on two ranks each: the proofs pass, the rollouts and
+    rewards are those of one process, and vLLM reads the checkpoint."""
     options = (
         "scripts/train_grpo.py --model data/policy --train-data data/arithmetic/train.jsonl --eval-limit 8 "
         "--eval-data data/arithmetic/dev.jsonl --engine vllm --max-tokens 60 --token-budget 1024 --wandb disabled "
         "--rollout-batch-size 32 --train-batch-size 32 --n-grpo-steps 2 --learning-rate 1e-4"
     ).split()
-    launch([*options, "--output", str(tmp_path / "two")], ACCELERATE)
+    parallel = ["--tensor-parallel-size", str(tensor_parallel_size)]
+    torchrun = f"torch.distributed.run --standalone --nproc_per_node={n_ranks}"
+    launch([*options, *parallel, "--output", str(tmp_path / "several")], torchrun)
     subprocess.run(
         [sys.executable, *options, "--output", str(tmp_path / "one")], cwd=REPOSITORY, check=True, capture_output=True
     )
-    one, two = (
+    one, several = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("one", "two")
+        for name in ("one", "several")
     )
-    assert [(row["kind"], row["step"]) for row in two] == [("eval", 0), ("train", 1), ("train", 2), ("eval", 2)]
-    for row, other in zip(one[:2], two[:2], strict=True):  # the same policy, and the same draws
-        for name in ("reward", "accuracy", "format_rate", "mean_length"):
-            assert row.get(name) == other.get(name), name
-    assert json.loads((tmp_path / "two" / "run.json").read_text())["sessions"][0]["ranks"] == 2
-    assert all(row["proof_largest_difference"] < 1e-3 for row in two)
-    assert two[1]["sequences_run"] == one[1]["sequences_run"] > 0
-    assert two[1]["grad_norm"] == pytest.approx(one[1]["grad_norm"], rel=1e-3)
+    assert [(row["kind"], row["step"]) for row in several] == [("eval", 0), ("train", 1), ("train", 2), ("eval", 2)]
+    for name in ("completions/eval_step_0.jsonl", "completions/rollouts_step_1.jsonl"):  # the same policy, and draws
+        texts = [
+            [json.loads(line)["response"] for line in (tmp_path / folder / name).read_text().splitlines()]
+            for folder in ("one", "several")
+        ]
+        assert texts[0] == texts[1]
+    record = json.loads((tmp_path / "several" / "run.json").read_text())
+    assert record["sessions"][0]["ranks"] == n_ranks
+    assert record["protocol"]["engine"]["tensor_parallel_size"] == tensor_parallel_size
+    assert all(row["proof_largest_difference"] < 1e-3 for row in several)
+    assert several[1]["sampler_difference"] < 1e-4
+    assert several[1]["sequences_run"] == one[1]["sequences_run"] > 0
+    assert several[1]["grad_norm"] == pytest.approx(one[1]["grad_norm"], rel=1e-3)
 
     baseline = (
-        f"-m cs336_alignment.math_baseline --model {tmp_path}/two/checkpoints/step_2 --engine vllm --limit 4 "
+        f"-m cs336_alignment.math_baseline --model {tmp_path}/several/checkpoints/step_2 --engine vllm --limit 4 "
         f"--data data/arithmetic/dev.jsonl --output {tmp_path}/baseline"
     )
     subprocess.run([sys.executable, *baseline.split()], cwd=REPOSITORY, check=True, capture_output=True)
