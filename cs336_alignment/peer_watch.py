@@ -12,6 +12,7 @@ import sys
 import threading
 from contextlib import suppress
 from datetime import timedelta
+from time import sleep
 from typing import ClassVar
 
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -61,11 +62,23 @@ class PeerWatch:
 
     def _tell(self, message: str, status: int) -> None:
         self._stopped.set()
+        self._thread.join()
         with suppress(RuntimeError):  # no store any more, or a peer that did not answer in time
-            self._store.compare_set("failure", "", f"{status} rank {self._index} failed: {message}")
-            everyone = [f"knows_{rank}" for rank in range(self._count) if rank != self._index]
-            self._store.set(f"knows_{self._index}", "")
-            self._store.wait(everyone, timedelta(seconds=ACKNOWLEDGE_SECONDS))
+            known = self._known_failure(f"{status} rank {self._index} failed: {message}")
+            if not known.startswith(f"{status} rank {self._index} "):  # what failed here is only what came of it
+                _say(known)
+            others = [f"knows_{rank}" for rank in range(self._count) if rank != self._index]
+            self._store.wait(others, timedelta(seconds=ACKNOWLEDGE_SECONDS))
+
+    def _known_failure(self, mine: str) -> str:
+        """The failure that all ranks end with: that of a rank that died, or said so earlier, before this rank's own."""
+        for _ in range(4):  # the launcher takes a moment to bury a dead process
+            failure = self._failure()
+            if failure is not None:
+                return failure
+            sleep(POLL_SECONDS)
+        self._store.compare_set("failure", "", mine)
+        return self._failure() or mine
 
     def _end(self) -> None:
         with suppress(RuntimeError):  # the store is gone, and with it the rank that held it: everyone is leaving
@@ -80,9 +93,7 @@ class PeerWatch:
             except RuntimeError:
                 failure = "1 the rank that held the ranks' common store is gone"
             if failure and not self._stopped.is_set():
-                status, _, message = failure.partition(" ")
-                print(f"error: {message}", file=sys.stderr, flush=True)
-                os._exit(int(status))  # the main thread may be waiting for a rank that will never come
+                os._exit(_say(failure))  # the main thread may be waiting for a rank that will never come
 
     def _failure(self) -> str | None:
         """Exit status and message of the rank that failed first."""
@@ -90,7 +101,9 @@ class PeerWatch:
             dead = self._dead_neighbour()
             if dead is None:
                 return None
-            self._store.compare_set("failure", "", f"1 rank {dead} ended without a word, as a killed process does")
+            self._store.compare_set(
+                "failure", "", f"1 rank {dead} failed: it ended without a word, as a killed process does"
+            )
         self._store.set(f"knows_{self._index}", "")
         return self._store.get("failure").decode()
 
@@ -105,6 +118,13 @@ class PeerWatch:
                 # It may have failed in the meantime, and said why.
                 return None if self._store.check(["failure"]) else rank
         return None
+
+
+def _say(failure: str) -> int:
+    """Print a failure, and return its exit status."""
+    status, _, message = failure.partition(" ")
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return int(status)
 
 
 def _alive(process: int) -> bool:

@@ -59,3 +59,21 @@ def test_two_ranks_train_as_one(tmp_path, sharding):
                 assert result["drawn"][0] == result["drawn"][1]
                 for name, weight in result["weights"].items():
                     assert torch.equal(result["resumed_weights"][name], weight), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", "error: rank 1 failed: ValueError: the data ran out"),
+        ("kill", "error: rank 1 failed: it ended without a word, as a killed process does"),
+    ],
+)
+def test_one_rank_that_fails_ends_the_others(how, message):
+    """Three ranks, of which one fails while the others wait for it: torchrun would give them a quarter of an hour."""
+    command = [sys.executable, "-m", *TORCHRUN.replace("=2", "=3").split(), "-m", "tests.failing_rank", how]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "900"}
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120)
+    assert ended.returncode != 0
+    said = [line for line in ended.stderr.splitlines() if line.startswith("error: rank")]
+    assert said == [message] * 2  # both of the others

@@ -181,6 +181,59 @@ def test_load_policy_replaces_the_weights_and_drops_the_prefix_cache(engine, mod
     check_log_probs(model, tokenizer, PROMPTS, engine.generate(PROMPTS, SHORT))
 
 
+class RecordingLLM:
+    """Notes what the engine asks of vLLM, in order, and each weight that it reads."""
+
+    def __init__(self, **settings):
+        self.settings, self.calls = settings, []
+
+    def sleep(self, level):
+        self.calls.append(f"sleep {level}")
+
+    def wake_up(self, tags):
+        self.calls.append(f"wake {' '.join(tags)}")
+
+    def collective_rpc(self, method, kwargs):
+        self.calls.append(method)
+        for name, _ in kwargs["weights_iterator"]:
+            self.calls.append(f"read {name}")
+
+    def reset_prefix_cache(self):
+        self.calls.append("reset prefix cache")
+        return True
+
+
+def test_the_order_of_a_sync_on_a_gpu(monkeypatch):
+    """What must not lie side by side never does: torch's cache is emptied before each waking, the weights come alone and
+    one at a time, the key-value cache last."""
+    from cs336_alignment.rollout import vllm_engine
+
+    monkeypatch.setattr(vllm_engine, "LLM", RecordingLLM)
+    monkeypatch.setattr(vllm_engine.current_platform, "is_cuda", lambda: True)
+    engine = vllm_engine.VLLMEngine("model", dtype="float32", gpu_memory_utilization=0.3)
+    calls = engine._llm.calls
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("empty cache"))
+
+    def weights():
+        for name in ("first", "second"):
+            calls.append(f"make {name}")
+            yield name, torch.zeros(1)
+
+    assert engine._llm.settings["enable_sleep_mode"]
+    engine.sleep()
+    engine.sleep()  # nothing more to put to sleep
+    engine.load_policy(weights(), version=1)
+    engine.wake()  # awake already
+    engine.sleep()
+    engine.wake()
+    assert calls == [
+        *("sleep 1", "empty cache", "wake weights", "reload_weights"),
+        *("make first", "read first", "make second", "read second"),
+        *("empty cache", "wake kv_cache", "reset prefix cache"),
+        *("sleep 1", "empty cache", "wake weights kv_cache"),
+    ]
+
+
 @pytest.mark.parametrize(("n_ranks", "tensor_parallel_size"), [(2, 1), (2, 2), (4, 2)])
 def test_grpo_on_several_ranks(tmp_path, n_ranks, tensor_parallel_size):
     """End to end with an engine on each rank, one on both, or two on two ranks each: the proofs pass, the rollouts and

@@ -75,7 +75,7 @@ class VLLMEngine:
             gpu_memory_utilization: the share of each GPU's memory that the engine may take.
             max_model_len: most positions of prompt and response together; None is the model's own limit.
             max_batch_size: sequences that run at once.
-            cpu_kv_cache_gib: size of the key-value cache on a CPU, in GiB.
+            cpu_kv_cache_gib: size of the key-value cache on a CPU, in GiB; ranks of one machine share it out.
             progress: show a progress bar on standard error.
         """
         on_gpu = current_platform.is_cuda()
@@ -93,7 +93,8 @@ class VLLMEngine:
         else:
             # Whole prompts only: after a partial one vLLM rewinds the request's generator, which a CPU's cannot.
             settings = {"enable_chunked_prefill": False, "enforce_eager": True}
-            settings["kv_cache_memory_bytes"] = int(cpu_kv_cache_gib * 2**30)
+            neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self._one_of_several else 1
+            settings["kv_cache_memory_bytes"] = int(cpu_kv_cache_gib * 2**30) // neighbours
             # Blocks are what the prefix cache shares. Of 128 tokens, the default here, the r1_zero preamble fills none.
             settings["block_size"] = 32
         if self._one_of_several:
