@@ -21,7 +21,7 @@ from cs336_alignment.numerics.tokenization import collate_prompt_and_output, pad
 from cs336_alignment.prompts import fill
 from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, derive_seed
-from cs336_alignment.run_folder import append_json_lines, read_complete_json_lines, write_json_lines
+from cs336_alignment.run_folder import UsageError, append_json_lines, read_complete_json_lines, write_json_lines
 from cs336_alignment.tasks.problem import Problem
 
 Grader = Callable[[str, str, bool], Grade]
@@ -185,6 +185,31 @@ def answer(
         for offset, (prompt, problem, completions) in enumerate(answered)
     ]
     return ranks.gather(graded), max(ranks.gather([seconds]))
+
+
+def check_prompts(path: Path, problems: Sequence[Problem], template: str, tokenizer: Any, max_positions: int) -> None:
+    """All prompts of a file must leave room for a response, so that none ends a run on the day that it is drawn.
+
+    Args:
+        path: the file, for the message.
+        problems: its problems, one a line.
+        template: with a `{question}` field.
+        tokenizer: the model's.
+        max_positions: of prompt and response together.
+
+    Raises:
+        UsageError: naming the lines of the prompts that do not.
+    """
+    texts = [fill(template, question=problem.question) for problem in problems]
+    lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]]
+    too_long = [line for line, length in enumerate(lengths, start=1) if length >= max_positions]
+    if too_long:
+        first = too_long[0]
+        more = f", and {len(too_long) - 1:,} further lines" if len(too_long) > 1 else ""
+        raise UsageError(
+            f"{path}, line {first}{more}: the prompt has {lengths[first - 1]:,} tokens, the model {max_positions:,} "
+            "positions for prompt and response together: take the line out"
+        )
 
 
 def _calls(start: int, end: int, block: int | None) -> Iterator[tuple[int, int]]:

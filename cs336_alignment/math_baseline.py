@@ -11,7 +11,7 @@ embedded set and policy. Deviates from the handout in the data: GSM8K in place o
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
@@ -20,10 +20,17 @@ from typing import Literal
 import tyro
 from rich.console import Console
 from rich.markdown import Markdown
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from cs336_alignment import environment, prompts
-from cs336_alignment.evaluation import GRADERS, EvaluationProtocol, evaluate, generation_seconds, summarize
+from cs336_alignment.evaluation import (
+    GRADERS,
+    EvaluationProtocol,
+    check_prompts,
+    evaluate,
+    generation_seconds,
+    summarize,
+)
 from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.ranks import Ranks, failing_together, leave_peers, several_ranks
 from cs336_alignment.rollout.engine import RolloutEngine, Sampling
@@ -110,6 +117,7 @@ def run(config: BaselineConfig, console: Console) -> Path:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     problems = _load(data, config.limit)
     template = prompts.load_template(config.prompt)
+    _check_prompts(model, data, problems, template)
     sampling = _sampling(config)
     run_folder = config.output or Path("runs") / ranks.gather([f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"])[0]
     if ranks.is_main:  # the others might see what it has begun
@@ -233,6 +241,14 @@ def _load(data: Path, limit: int | None) -> list[Problem]:
     if not problems:
         raise UsageError(f"{data} holds no problems")
     return problems
+
+
+def _check_prompts(model: str, data: Path, problems: Sequence[Problem], template: str) -> None:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot load the tokenizer of {model!r}: {str(error).splitlines()[0]}") from error
+    check_prompts(data, problems, template, tokenizer, AutoConfig.from_pretrained(model).max_position_embeddings)
 
 
 def _sampling(config: BaselineConfig) -> Sampling:

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -12,6 +13,7 @@ from cs336_alignment.evaluation import (
     METRICS,
     EvaluationProtocol,
     GradedExample,
+    check_prompts,
     evaluate,
     generation_seconds,
     grader_of,
@@ -19,11 +21,13 @@ from cs336_alignment.evaluation import (
     summarize,
     wilson_interval,
 )
+from cs336_alignment.evaluation import answer as answer_all
 from cs336_alignment.evaluation_report import write_report
 from cs336_alignment.grading import grade_r1_zero
 from cs336_alignment.prompts import fill, load_template
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import Completion, Sampling
-from cs336_alignment.run_folder import read_complete_json_lines, write_atomically
+from cs336_alignment.run_folder import UsageError, read_complete_json_lines, write_atomically
 from cs336_alignment.tasks.problem import Problem
 
 TEMPLATE = load_template("r1_zero")
@@ -271,3 +275,42 @@ def test_write_atomically_leaves_the_old_file_when_it_fails(tmp_path, monkeypatc
     with pytest.raises(OSError, match="disk full"):
         write_atomically(path, "new")
     assert path.read_text() == "old"
+
+
+def test_prompts_that_leave_no_room_are_found_where_the_data_are_read(tokenizer):
+    """Token counts by hand: a byte a token where no merge applies."""
+    asked = problems(("short", "1"), ("0" * 40, "1"), ("fits", "1"), ("1" * 50, "1"))
+    lengths = [len(tokenizer(f"{TEMPLATE}".replace("{question}", problem.question))["input_ids"]) for problem in asked]
+    check_prompts(Path("some.jsonl"), asked, TEMPLATE, tokenizer, max(lengths) + 1)
+    expected = rf"some\.jsonl, line 2, and 1 further lines: the prompt has {lengths[1]} tokens, the model {lengths[1]}"
+    with pytest.raises(UsageError, match=expected):
+        check_prompts(Path("some.jsonl"), asked, TEMPLATE, tokenizer, lengths[1])
+
+
+class OneOfFour(Ranks):
+    """A rank that sees its own part alone."""
+
+    def __init__(self, index, tensor_parallel_size):
+        self.index, self.count, self.tensor_parallel_size = index, 4, tensor_parallel_size
+
+    def gather(self, items):
+        return list(items)
+
+
+@pytest.mark.parametrize("tensor_parallel_size", [1, 2, 4])
+@pytest.mark.parametrize("block", [None, 3])
+def test_ranks_share_out_what_one_process_draws(tensor_parallel_size, block):
+    asked = problems(*[(answer(str(number)), "0") for number in range(11)])
+
+    def answers(ranks):
+        engine: Any = FakeEngine()
+        graded, _ = answer_all(engine, grade_r1_zero, asked, TEMPLATE, SAMPLING, ranks, first_index=5, block=block)
+        return engine.seeds, graded
+
+    seeds, whole = answers(Ranks())
+    parts = [answers(OneOfFour(index, tensor_parallel_size)) for index in range(4)]
+    # The ranks of a group ask for the same; the groups together for what one process does, and each grades its part.
+    groups = [parts[start : start + tensor_parallel_size] for start in range(0, 4, tensor_parallel_size)]
+    assert all(len({tuple(seeds) for seeds, _ in group}) == 1 for group in groups)
+    assert [seed for group in groups for seed in group[0][0]] == seeds
+    assert [example for _, graded in parts for example in graded] == whole

@@ -1,6 +1,7 @@
 """The loop of expert iteration on a scripted session: what it imitates, and what it does when it is asked to stop."""
 
 from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 
@@ -68,7 +69,10 @@ class ScriptedSession(Session):
         ]
 
     def sampler_guard(self, min_tokens):
-        return SimpleNamespace(check=lambda step, rollouts, trainer: self.compared.append((step, len(rollouts))))
+        def check(step, rollouts, trainer):
+            self.compared.append((step, len(rollouts)))
+
+        return cast(Any, SimpleNamespace(check=check))
 
     def cut_short(self, step):
         self.looks += 1

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,11 +201,15 @@ def test_bad_options_end_in_one_line(script, options, message, monkeypatch, caps
 
 
 def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, monkeypatch):
-    """Found before anything is loaded: this model could not be."""
+    """Found before anything is loaded: this model could not be, for its weights are missing."""
     monkeypatch.chdir(REPOSITORY)
+    shutil.copytree(POLICY, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     options = GRPOConfig(
         run=RunConfig(
-            "no/such/folder", Path("data/arithmetic/train.jsonl"), Path("data/arithmetic/dev.jsonl"), output=tmp_path
+            str(tmp_path / "model"),
+            Path("data/arithmetic/train.jsonl"),
+            Path("data/arithmetic/dev.jsonl"),
+            output=tmp_path,
         )
     )
     (tmp_path / "checkpoints/step_3").mkdir(parents=True)

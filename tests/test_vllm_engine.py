@@ -204,8 +204,8 @@ class RecordingLLM:
 
 
 def test_the_order_of_a_sync_on_a_gpu(monkeypatch):
-    """What must not lie side by side never does: torch's cache is emptied before each waking, the weights come alone and
-    one at a time, the key-value cache last."""
+    """What must not lie side by side never does: torch's cache is emptied before each waking, the weights come alone
+    and one at a time, the key-value cache last."""
     from cs336_alignment.rollout import vllm_engine
 
     monkeypatch.setattr(vllm_engine, "LLM", RecordingLLM)
@@ -232,6 +232,10 @@ def test_the_order_of_a_sync_on_a_gpu(monkeypatch):
         *("empty cache", "wake kv_cache", "reset prefix cache"),
         *("sleep 1", "empty cache", "wake weights kv_cache"),
     ]
+
+
+def test_a_group_out_of_step_is_an_error_on_each_of_its_ranks():
+    launch(["-m", "tests.out_of_step_rank"])
 
 
 @pytest.mark.parametrize(("n_ranks", "tensor_parallel_size"), [(2, 1), (2, 2), (4, 2)])

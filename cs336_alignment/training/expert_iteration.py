@@ -18,7 +18,7 @@ from cs336_alignment.training.alarms import collapse_alarms
 from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.metrics import over_updates, rollout_metrics, step_metrics
 from cs336_alignment.training.rollouts import Rollout
-from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from
+from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_to_ask
 from cs336_alignment.training.sft import SFTStepsConfig, sft_steps
 
 
@@ -66,8 +66,8 @@ class ExpertIterationConfig:
 
 def run_expert_iteration(config: ExpertIterationConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
-    problems = problems_from("train-data", config.run.train_data)
-    eval_problems = problems_from("eval-data", config.run.eval_data)
+    problems = problems_to_ask("train-data", config.run.train_data, config.run)
+    eval_problems = problems_to_ask("eval-data", config.run.eval_data, config.run)
     with Session(config, config.run, config.optimizer, eval_problems, steps=config.n_ei_steps) as session:
         train_expert_iteration(config, problems, session)
         return session.progress.step == config.n_ei_steps

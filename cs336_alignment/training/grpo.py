@@ -36,7 +36,7 @@ from cs336_alignment.training.learner import OptimizerConfig, StepResult
 from cs336_alignment.training.metrics import over_updates, rollout_metrics, step_metrics
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.rollouts import Rollout
-from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_from, shuffled
+from cs336_alignment.training.session import ROLLOUTS, QuestionStream, RunConfig, Session, problems_to_ask, shuffled
 
 Aggregation = Literal["sequence_mean", "constant", "token_mean"]
 
@@ -174,8 +174,8 @@ class TrainBatch:
 
 def run_grpo(config: GRPOConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
-    problems = problems_from("train-data", config.run.train_data)
-    eval_problems = problems_from("eval-data", config.run.eval_data)
+    problems = problems_to_ask("train-data", config.run.train_data, config.run)
+    eval_problems = problems_to_ask("eval-data", config.run.eval_data, config.run)
     with Session(
         config,
         config.run,

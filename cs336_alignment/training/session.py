@@ -18,9 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer
 
 from cs336_alignment import prompts
-from cs336_alignment.evaluation import GRADERS, answer, summarize
+from cs336_alignment.evaluation import GRADERS, answer, check_prompts, summarize
 from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, derive_seed
 from cs336_alignment.rollout.proof import Proof, prove_policy
@@ -375,6 +376,20 @@ def problems_from(option: str, path: Path) -> list[Problem]:
         raise UsageError(f"--{option}: {error}") from error
     if not problems:
         raise UsageError(f"--{option}: {path} holds no problems")
+    return problems
+
+
+def problems_to_ask(option: str, path: Path, run: RunConfig) -> list[Problem]:
+    """The problems of a file whose prompts a policy is to answer.
+
+    Raises:
+        UsageError: as `problems_from`; or the model cannot be read, or has no room for a prompt.
+    """
+    problems = problems_from(option, path)
+    with reading_model(run.model):
+        tokenizer = AutoTokenizer.from_pretrained(run.model)
+        positions = AutoConfig.from_pretrained(run.model).max_position_embeddings
+    check_prompts(path, problems, prompts.load_template(run.prompt), tokenizer, positions)
     return problems
 
 

@@ -25,7 +25,7 @@ from cs336_alignment.training.batching import Microbatch
 from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult, TokenLossOf, warmup_cosine
 from cs336_alignment.training.metrics import step_metrics
 from cs336_alignment.training.packing import TokenExample
-from cs336_alignment.training.session import RunConfig, Session, problems_from, reading_model, shuffled
+from cs336_alignment.training.session import RunConfig, Session, problems_from, problems_to_ask, reading_model, shuffled
 from cs336_alignment.training.targets import check_lengths, sft_targets
 
 
@@ -93,7 +93,7 @@ class SFTConfig:
 def run_sft(config: SFTConfig) -> bool:
     """The whole command: data, policy, engine, training; False where it was asked to stop before its end."""
     examples = load_examples(config)
-    eval_problems = problems_from("eval-data", config.run.eval_data)
+    eval_problems = problems_to_ask("eval-data", config.run.eval_data, config.run)
     steps = config.sft.steps(len(examples))
     with Session(config, config.run, config.optimizer, eval_problems, steps=steps, traces=config.data) as session:
         train_sft(config, examples, session)

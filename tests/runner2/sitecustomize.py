@@ -6,25 +6,22 @@ stand-in, which every process of a run must have before it imports vllm.
 """
 
 import os
+from types import SimpleNamespace
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # Inductor would ask the stand-in for a compiler
 
 import torch
-import triton
+from triton import backends
 from triton.backends.compiler import GPUTarget
-from triton.backends.driver import DriverBase
 
 
-class InterpretingDriver(DriverBase):
+class InterpretingDriver:
     """What vLLM and Triton ask a driver, answered for a CPU."""
 
     @staticmethod
     def is_active():
         return True
-
-    def map_python_to_cpp_type(self, ty):
-        return ty
 
     def get_current_target(self):
         return GPUTarget("cpu", 0, 1)
@@ -35,8 +32,5 @@ class InterpretingDriver(DriverBase):
     def get_device_interface(self):
         return torch.cpu
 
-    def get_benchmarker(self):
-        raise NotImplementedError("nothing is tuned on a CPU")
 
-
-triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=InterpretingDriver)
+backends.backends["cpu"] = SimpleNamespace(driver=InterpretingDriver, compiler=None)
