@@ -84,7 +84,7 @@ def main() -> None:
     try:
         environment.check_cuda_driver()
         run(config, console)
-    except (UsageError, EngineNotInstalledError, environment.DriverTooOldError) as error:
+    except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 
