@@ -222,17 +222,30 @@ def test_who_gets_a_kernel(capability, device, gpu, dtype, width, found):
     assert (choose_kernel(torch.device(device), dtype, width) is not None) == found
 
 
-def test_flash_attn_is_used_where_it_is_installed_and_looked_up_once(monkeypatch, capability):
-    capability(A100)
-    looked_up = []
-    monkeypatch.setattr(varlen, "find_spec", lambda name: looked_up.append(name) or True)
+@pytest.fixture
+def flash_attn(monkeypatch):
+    """An installed flash-attn, and how often it was asked for."""
+    asked = []
+    monkeypatch.setattr(varlen, "version", lambda name: asked.append(name) or "2.8.3")
     module = ModuleType("flash_attn")
     module.flash_attn_varlen_func = like_flash_attn  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
+    return asked
+
+
+def test_flash_attn_is_used_where_it_is_installed_and_looked_up_once(capability, flash_attn):
+    capability(A100)
     kernel = choose_kernel(torch.device("cuda:0"), torch.bfloat16, 128)
     assert kernel is not None
     assert kernel is choose_kernel(torch.device("cuda:0"), torch.bfloat16, 64)
-    assert looked_up == ["flash_attn"]
-    bounds = Bounds(torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0, 1], dtype=torch.int32), 1, 1)
+    assert flash_attn == ["flash-attn"]
+    one = torch.tensor([0, 1], dtype=torch.int32)
     value = torch.randn(1, 2, 8)
-    torch.testing.assert_close(kernel(value, value, value, bounds, 0.3), value)  # one key: its value
+    torch.testing.assert_close(kernel(value, value, value, Bounds(one, one, 1, 1), 0.3), value)  # one key: its value
+
+
+def test_a_flash_attn_that_does_not_fit_torch_is_an_error_that_says_so(monkeypatch, capability, flash_attn):
+    capability(A100)
+    monkeypatch.setitem(sys.modules, "flash_attn", None)
+    with pytest.raises(ImportError, match="uv pip uninstall flash-attn"):
+        choose_kernel(torch.device("cuda:0"), torch.bfloat16, 128)

@@ -12,7 +12,7 @@ where it is installed; torch's needs no build. Both have been run here through a
 import inspect
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
 import torch
@@ -59,13 +59,20 @@ def _kernel_of(device: torch.device) -> VarlenKernel | None:
 
 
 def _installed_kernel() -> VarlenKernel:
-    if find_spec("flash_attn"):
+    try:
+        version("flash-attn")  # not the module's name, which flash-attn-4 has too
+    except PackageNotFoundError:
+        from torch.nn.attention.varlen import varlen_attn
+
+        return torch_kernel(varlen_attn)
+    try:
         from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
-
-        return flash_attn_kernel(flash_attn_varlen_func)
-    from torch.nn.attention.varlen import varlen_attn
-
-    return torch_kernel(varlen_attn)
+    except ImportError as error:
+        raise ImportError(
+            "flash-attn is installed and cannot be imported; it may be built for another torch. Without it torch's own "
+            f"kernel serves: uv pip uninstall flash-attn ({error})"
+        ) from error
+    return flash_attn_kernel(flash_attn_varlen_func)
 
 
 def flash_attn_kernel(flash_attn_varlen_func: Callable[..., Tensor]) -> VarlenKernel:
