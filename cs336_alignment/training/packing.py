@@ -11,6 +11,9 @@ prompt's last token, which the group shares as well.
 
 This is a transformers attention implementation: load a model with `attn_implementation=PACKED_ATTENTION` and pass
 `layout=`. It needs causal full attention. Without `layout` it is plain causal attention over right-padded rows.
+
+On a GPU in half precision all segments run in one call of a kernel (varlen.py). Everywhere else each is one call of
+torch's scaled_dot_product_attention, which is also what the kernel is compared with.
 """
 
 from collections.abc import Iterable, Sequence
