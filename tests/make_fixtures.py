@@ -62,9 +62,6 @@ def main() -> None:
     tokenizer = make_tokenizer()
     assert isinstance(tokenizer.eos_token_id, int)
     tokenizer.save_pretrained(TINY_QWEN2)
-    # transformers 5 writes the name of a class that transformers 4, which the CUDA 12 stack has, does not know.
-    config = TINY_QWEN2 / "tokenizer_config.json"
-    config.write_text(config.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"))
     make_model(tokenizer.eos_token_id).save_pretrained(TINY_QWEN2)
 
 

@@ -1,12 +1,17 @@
 """The parts of the benchmarks that can be wrong without anyone noticing; they themselves are run by hand."""
 
 import argparse
+import json
 
 import pytest
 import torch
 
-from scripts.benchmarks import grpo_step, log_probs, optimizer_step, sft_step, side_by_side
+from cs336_alignment.training import packing
+from cs336_alignment.training.memory import ModelShape
+from cs336_alignment.training.packing import Layout, Segment
+from scripts.benchmarks import gpu_step, grpo_step, log_probs, optimizer_step, sft_step, side_by_side
 from tests.common import grad_of
+from tests.test_varlen import KERNELS
 
 OTHERS = {"products", "trl", "trl_fused"}
 
@@ -60,3 +65,63 @@ def test_relative_difference_by_hand():
 )
 def test_kinds_of_operators(operator, kind):
     assert optimizer_step.kind_of(operator) == kind
+
+
+IN_SMALL = (
+    "--device cpu --layers 2 --hidden 64 --intermediate 96 --heads 4 --kv-heads 2 --vocab 500 --token-budget 200 "
+    "--prompt-tokens 20 --response-tokens 15 --rounds 1 --peak-tflops 0.5"
+).split()
+
+
+@pytest.mark.parametrize("kernel", ["torch 2.13", None])
+def test_the_gpu_benchmark_in_small_through_both_paths(monkeypatch, tmp_path, capsys, kernel):
+    """As on a GPU, with a reference in the place of the kernel, and as on a CPU."""
+    if kernel:
+        monkeypatch.setattr(packing, "choose_kernel", lambda *_: KERNELS[kernel])
+    result = tmp_path / "result.json"
+    gpu_step.main([*IN_SMALL, "--result", str(result)])
+    figures = json.loads(result.read_text())
+    paths = ["kernel", "segments"] if kernel else ["segments"]
+    assert [one["path"] for one in figures["step"]] == [one["path"] for one in figures["attention"]] == paths
+    for one in figures["step"]:
+        # A prompt of 20 and 8 responses of 14 inputs; of the next prompt 8 more, and 4 responses: 196 of 200.
+        assert one["tokens"] == 20 + 8 * 14 + 8 + 4 * 14
+        assert one["mfu"] == pytest.approx(one["tflops"] / 0.5)
+    for one in figures["attention"]:
+        # bfloat16 has 8 bits; a wrong mask or scale would be off by tens of per cent.
+        assert all(1e-4 < one[name] < 0.03 for name in ("output", "query", "key", "value"))
+    assert ("no attention kernel" in capsys.readouterr().out) == (kernel is None)
+
+
+def test_flops_by_hand():
+    shape = ModelShape(
+        *(0, 1000),  # parameters of all and of a layer
+        *(8, 32, 50),  # hidden, intermediate, vocab
+        *(2, 4, 2, 16, 99),  # layers, heads, key heads, width of a head, positions
+    )
+    layout = Layout((Segment(3), Segment(2, (0,))))
+    # Pairs: 1 + 2 + 3 in the first segment, 4 + 5 in the one that follows it. Four tokens are predicted.
+    assert gpu_step.flops(shape, layout, 4) == 6 * 5 * 2 * 1000 + 6 * 4 * 50 * 8 + 12 * 2 * 4 * 16 * 15
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A10", 125),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
+        ("CPU", None),
+    ],
+)
+def test_a_gpus_peak_by_its_name(name, peak):
+    assert gpu_step.peak_tflops(name) == peak
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_the_gpu_benchmark_wants_a_gpu(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        gpu_step.main([])
+    assert stopped.value.code == 2
+    assert "there is no GPU here" in capsys.readouterr().err

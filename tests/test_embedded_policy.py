@@ -12,7 +12,6 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -142,7 +141,6 @@ def sample_and_grade(temperature: float) -> tuple[list[Completion], list[dict[st
     return completions, rewards
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 writes the same tokenizer in other words")
 def test_the_script_rebuilds_the_committed_tokenizer(script: ModuleType, tmp_path: Path) -> None:
     """Also that AutoTokenizer, which picks its class by the model beside it, splits text as in training."""
     config = script.Config()

@@ -4,7 +4,16 @@ import pytest
 import torch
 
 from cs336_alignment import environment
-from cs336_alignment.environment import DriverTooOldError, check_cuda_driver, device_indices, driver_problem
+from cs336_alignment.environment import (
+    DriverTooOldError,
+    MachineError,
+    check_cuda_driver,
+    check_vllm_settings,
+    device_indices,
+    driver_problem,
+    glibc_problem,
+    vllm_settings_problem,
+)
 from tests.common import REPOSITORY
 
 
@@ -21,13 +30,70 @@ from tests.common import REPOSITORY
     ],
 )
 def test_driver_problem(driver, cuda, fits):
-    assert (driver_problem(driver, cuda) is None) == fits
+    assert (driver_problem(driver, cuda, "2.36") is None) == fits
+
+
+@pytest.mark.parametrize(
+    ("glibc", "cuda", "fits"),
+    [
+        ("2.28", "12", False),  # RHEL 8
+        ("2.28", "13.0", True),
+        ("2.31", "12.8", True),  # Debian 11, Ubuntu 20.04
+        ("2.9", "12", False),  # 9 < 31, whatever the alphabet says
+        ("2.17", "13.0", False),
+        ("", "12", True),  # not glibc: no verdict
+        ("2.28", "99.0", True),
+    ],
+)
+def test_glibc_problem(glibc, cuda, fits):
+    problem = glibc_problem(glibc, cuda)
+    assert (problem is None) == fits
+    if problem:
+        assert f"glibc {glibc}, but" in problem
+        assert "apptainer exec --nv" in problem
+        assert environment.CONTAINER_RECIPE in problem
+
+
+def test_an_old_driver_and_an_old_c_library_need_a_container():
+    """The command for the CUDA 12 stack would compile vLLM there, and is not offered."""
+    problem = driver_problem("535.161.08", "13.0", "2.28")
+    assert problem is not None
+    assert "driver here is 535.161.08" in problem
+    assert "apptainer exec --nv" in problem
+    assert "uv pip install" not in problem
+
+
+@pytest.mark.parametrize(
+    ("vllm", "settings", "named"),
+    [
+        ("0.19.1", {"CUDA_VISIBLE_DEVICES": "MIG-6cb2-1"}, "--engine transformers"),
+        ("0.19.1", {"PYTORCH_CUDA_ALLOC_CONF": "a:1,expandable_segments:True"}, "unset PYTORCH_CUDA_ALLOC_CONF"),
+        ("0.19.1", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False", "CUDA_VISIBLE_DEVICES": "0,1"}, None),
+        ("0.32.0", {"CUDA_VISIBLE_DEVICES": "MIG-6cb2-1"}, None),
+        ("0.32.0", {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}, None),
+        ("0.19.1", {}, None),
+        ("", {"CUDA_VISIBLE_DEVICES": "MIG-6cb2-1"}, None),
+    ],
+)
+def test_settings_that_an_old_vllm_cannot_use(monkeypatch, vllm, settings, named):
+    problem = vllm_settings_problem(vllm, settings)
+    assert (problem is None) == (named is None)
+    monkeypatch.setattr(environment, "_installed", lambda package: vllm)
+    monkeypatch.setattr(environment.os, "environ", settings)
+    if named is None:
+        check_vllm_settings()
+    else:
+        with pytest.raises(MachineError, match=named):
+            check_vllm_settings()
 
 
 def test_an_old_driver_stops_with_the_command_to_run(monkeypatch):
     monkeypatch.setattr(environment, "_nvidia_smi", lambda fields: ["535.161.08", "535.161.08"])
     monkeypatch.setattr(environment.torch.version, "cuda", "13.0")
-    with pytest.raises(DriverTooOldError, match=r"uv pip install --no-config -r docs/requirements-cuda12\.txt"):
+    monkeypatch.setattr(environment.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    with pytest.raises(
+        DriverTooOldError, match=r"uv pip install --no-config --only-binary vllm -r docs/requirements-cuda12\.txt"
+    ):
         check_cuda_driver()
     assert (REPOSITORY / environment.CUDA12_REQUIREMENTS).exists()
 

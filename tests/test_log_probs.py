@@ -15,7 +15,7 @@ TOKENS, WIDTH, VOCAB = 11, 5, 13
 @pytest.fixture(params=[1, 3, 4, 11, 100], ids=lambda rows: f"{rows} rows")
 def rows_a_chunk(request, monkeypatch):
     """Chunks of a single row, of a divisor of the tokens and not, of all of them, of more."""
-    monkeypatch.setattr(module, "LOGITS_CHUNK_BYTES", 8 * VOCAB * request.param)
+    monkeypatch.setitem(module.LOGITS_CHUNK_BYTES, "cpu", 8 * VOCAB * request.param)
 
 
 def problem(seed=0):
@@ -140,3 +140,11 @@ def test_under_autocast_products_run_in_bfloat16_and_the_rest_in_float32():
     assert 1e-5 < difference < 0.2
     (exact @ weights).backward()
     torch.testing.assert_close(grad_of(weight32).double(), grad_of(weight), rtol=0.05, atol=0.1)
+
+
+def test_a_device_has_its_own_chunks(monkeypatch):
+    monkeypatch.setattr(module, "LOGITS_CHUNK_BYTES", {"cpu": 8 * VOCAB * 4, "cuda": 8 * VOCAB * 100})
+    hidden, weight, labels, *_ = problem()
+    chunks = []
+    chunked_token_loss(hidden, weight, labels, lambda chunk, at: chunks.append(at) or chunk)
+    assert chunks == [slice(0, 4), slice(4, 8), slice(8, 11)]

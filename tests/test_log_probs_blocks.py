@@ -13,8 +13,8 @@ TOKENS, WIDTH, VOCAB = 11, 5, 13
 @pytest.fixture(params=[(11, 11), (11, 3), (4, 3), (4, 1), (3, 2)], ids=lambda rows: f"{rows[0]} rows in {rows[1]}s")
 def rows_a_chunk_and_a_block(request, monkeypatch):
     chunk, block = (8 * VOCAB * rows for rows in request.param)
-    monkeypatch.setattr(module, "LOGITS_CHUNK_BYTES", chunk)
-    monkeypatch.setattr(module, "BLOCK_BYTES", {"cpu": block})
+    monkeypatch.setitem(module.LOGITS_CHUNK_BYTES, "cpu", chunk)
+    monkeypatch.setitem(module.BLOCK_BYTES, "cpu", block)
 
 
 def leaves():

@@ -178,11 +178,11 @@ def test_lasting_memory_by_hand(shape):
     assert (one.reference, one.kept_gradients, one.gathered, one.whole_weights, one.whole_optimizer) == (0,) * 5
     assert one.copies == one.backward_copies == 2 * 28 * LAYER
     assert (one.head_gradient, one.reserve) == (4 * HEAD, 4 * GIB)
-    # A full chunk of 441 rows (2^28 / (4 * 151,936)) in bfloat16, three blocks of 2^26 bytes, the head in bfloat16, and
-    # a product of the head's size.
-    assert one.head_buffers == 441 * 151936 * 2 + 3 * 2**26 + 2 * 2 * HEAD
+    # A full chunk of 1,766 rows (2^30 / (4 * 151,936)) in bfloat16, three blocks of 2^26 bytes, the head in bfloat16,
+    # and a product of the head's size.
+    assert one.head_buffers == 1766 * 151936 * 2 + 3 * 2**26 + 2 * 2 * HEAD
     # In float32 the same rows, of twice the size. Ten rows, about 6 MB, are less than a block: four copies of them.
-    assert head_buffer_bytes(shape, 1000, 4) == 441 * 151936 * 4 + 3 * 2**26
+    assert head_buffer_bytes(shape, 2000, 4) == 1766 * 151936 * 4 + 3 * 2**26
     assert head_buffer_bytes(shape, 10, 4) == 4 * 10 * 151936 * 4
     reference = predict_memory(shape, gpu=1, row_tokens=1, longest=1, compute_bytes=4, keep_reference=True)
     assert (reference.reference, reference.copies) == (4 * PARAMETERS, 0)

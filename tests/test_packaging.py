@@ -1,5 +1,6 @@
 """The lock file, the wheel and the submission."""
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -8,6 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cs336_alignment.environment import CUDA12_REQUIREMENTS
+from cs336_alignment.rollout.selection import GPU_INSTALL
 from scripts import make_submission
 from tests.common import REPOSITORY
 
@@ -24,6 +27,29 @@ def test_the_lock_names_the_public_index_alone():
         for file in [*package.get("wheels", []), package.get("sdist", {})]:
             assert "path" not in file
             assert not file or file["url"].startswith("https://files.pythonhosted")
+
+
+def names(requirements: list[str]) -> set[str]:
+    """The packages that requirements name, without extras, versions and markers."""
+    return {re.split(r"[\[<>=!~; ]", requirement)[0] for requirement in requirements}
+
+
+def test_the_gpu_install_builds_nothing():
+    """flash-attn has no wheels; it is an extra of its own."""
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    assert names(project["optional-dependencies"]["gpu"]) == {"vllm"}
+    assert names(project["optional-dependencies"]["flash-attn"]) == {"flash-attn"}
+    assert GPU_INSTALL == "uv sync --extra gpu"
+
+
+def test_the_cuda_12_stack_has_all_that_the_project_needs():
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    lines = (REPOSITORY / CUDA12_REQUIREMENTS).read_text().splitlines()
+    requirements = [line for line in lines if line and not line.startswith("#")]
+    assert names(project["dependencies"]) <= names(requirements)
+    assert "vllm" in names(requirements)
+    # An older transformers or datasets would bring code back that is kept for it alone.
+    assert {"transformers>=5.19,<5.20", "datasets>=5.2,<6"} <= set(requirements)
 
 
 def test_gitignore_anchors_the_data_folders():

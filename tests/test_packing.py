@@ -1,18 +1,17 @@
 """Packed rows against each sequence run alone: the same log-probs and gradients, with prompts computed once."""
 
-import sys
-from itertools import pairwise
-from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from cs336_alignment.numerics.log_probs import get_response_log_probs
 from cs336_alignment.training.packing import (
+    PACKED_ATTENTION,
     Layout,
     Segment,
     TokenExample,
@@ -22,7 +21,7 @@ from cs336_alignment.training.packing import (
     stem_length,
 )
 from cs336_alignment.training.policy import Policy
-from tests.common import TINY_QWEN2
+from tests.common import TINY_QWEN2, grad_of
 from tests.fakes import FakeLM, FakeTokenizer
 
 A, B = (1, 2, 3), (4, 5)
@@ -64,10 +63,10 @@ def test_what_prompts_begin_with_is_laid_once():
         *(Segment(1, (0,)), Segment(1, (0, 3)), Segment(1, (0, 3))),
     )
     assert batch.row_tokens == packed_tokens(STEMMED) == 8
-    order, _, keys, _, _ = batch.layout.varlen(torch.device("cpu"))
+    order, bounds = batch.layout.varlen(torch.device("cpu"))
     # Keys of: the stem | it and 3, 4 | these and 5 | the stem and 7 | these and 8 | and the other 8
     assert order.tolist() == [0, 1, 0, 1, 2, 3, 0, 1, 2, 3, 4, 0, 1, 5, 0, 1, 5, 6, 0, 1, 5, 7]
-    assert keys.tolist() == [0, 2, 6, 11, 14, 18, 22]
+    assert bounds.keys.tolist() == [0, 2, 6, 11, 14, 18, 22]
 
 
 def test_the_stem_leaves_each_prompt_a_token():
@@ -80,12 +79,13 @@ def test_the_stem_leaves_each_prompt_a_token():
 
 
 def test_varlen_arrays_by_hand():
-    order, queries, keys, longest_query, longest_key = pack(EXAMPLES).layout.varlen(torch.device("cpu"))
-    # Keys of: no stem | A | A and 3 | A and 1 | B | B and none | B and 2
-    assert order.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, 8, 7, 8, 7, 8, 9, 10]
-    assert queries.tolist() == [0, 0, 3, 6, 7, 9, 9, 11]
-    assert keys.tolist() == [0, 0, 3, 9, 13, 15, 17, 21]
-    assert (longest_query, longest_key) == (3, 6)
+    order, bounds = pack(EXAMPLES).layout.varlen(torch.device("cpu"))
+    # Keys of: A | A and 3 | A and 1 | B | B and 2. Neither the empty stem nor B's first response has a token.
+    assert order.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 5, 0, 1, 2, 6, 7, 8, 7, 8, 9, 10]
+    assert bounds.queries.tolist() == [0, 3, 6, 7, 9, 11]
+    assert bounds.keys.tolist() == [0, 3, 9, 13, 15, 19]
+    assert bounds.queries.dtype == bounds.keys.dtype == torch.int32
+    assert (bounds.longest_query, bounds.longest_key) == (3, 6)
 
 
 def alone(model, example, vocab_size):
@@ -144,35 +144,6 @@ def test_packing_changes_nothing_in_float64(pairs):
         torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("examples", [EXAMPLES, STEMMED], ids=["no stem", "stem"])
-def test_flash_attention_gets_arrays_that_mean_the_same(monkeypatch, examples):
-    """flash-attn's contract, written out segment by segment, in its place: as on a GPU, but for the kernel."""
-
-    def flash_attn_varlen_func(q, k, v, cu_q, cu_k, max_q, max_k, softmax_scale, causal):
-        assert causal
-        attended = torch.zeros_like(q)
-        for (q0, q1), (k0, k1) in zip(pairwise(cu_q.tolist()), pairwise(cu_k.tolist()), strict=True):
-            assert q1 - q0 <= max_q
-            assert k1 - k0 <= max_k
-            # Aligned at the end: the last query sees all keys.
-            mask = torch.ones(q1 - q0, k1 - k0, dtype=torch.bool).tril((k1 - k0) - (q1 - q0))
-            segment = (q[q0:q1], k[k0:k1].repeat_interleave(2, dim=1), v[k0:k1].repeat_interleave(2, dim=1))
-            heads = (tensor.transpose(0, 1) for tensor in segment)
-            attended[q0:q1] = scaled_dot_product_attention(*heads, attn_mask=mask, scale=softmax_scale).transpose(0, 1)
-        return attended
-
-    fake = ModuleType("flash_attn")
-    fake.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flash_attn", fake)
-    from cs336_alignment.training.packing import _flash_segments
-
-    batch = pack(examples)
-    query, layout = torch.randn(1, 4, batch.row_tokens, 6), batch.layout
-    key, value = torch.randn(1, 2, batch.row_tokens, 6), torch.randn(1, 2, batch.row_tokens, 6)
-    expected, _ = packed_attention(torch.nn.Identity(), query, key, value, None, scaling=0.3, layout=layout)
-    torch.testing.assert_close(_flash_segments(query, key, value, layout, 0.3), expected)
-
-
 def test_without_a_layout_rows_are_plainly_causal(model):
     ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 0]])
     policy = Policy.load(TINY_QWEN2)
@@ -185,6 +156,81 @@ def test_what_packed_attention_cannot_do_is_an_error():
         packed_attention(torch.nn.Identity(), query, key, key, None)
     with pytest.raises(ValueError, match="no sliding window, mask or cache"):
         packed_attention(torch.nn.Identity(), query, query, query, None, sliding_window=2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"softcap": 50.0}, "softcap"),
+        ({"s_aux": torch.zeros(2)}, "s_aux"),
+        ({"dropout": 0.1}, "dropout"),
+        ({"is_causal": False}, "is_causal"),
+        ({"position_bias": torch.zeros(1), "dropout": 0.1}, "dropout, position_bias"),
+    ],
+)
+def test_what_would_change_the_scores_is_an_error(asked, named):
+    query = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError, match=rf"Identity asks for {named}, which packed attention does not compute"):
+        packed_attention(torch.nn.Identity(), query, query, query, None, **asked)
+
+
+class Encoder(torch.nn.Module):
+    is_causal = False
+
+
+def test_a_module_that_looks_ahead_is_an_error():
+    query = torch.zeros(1, 2, 3, 4)
+    with pytest.raises(ValueError, match="Encoder asks for is_causal"):
+        packed_attention(Encoder(), query, query, query, None)
+
+
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["qwen2", "llama", "olmo2", "qwen3"])
+def test_families_pass_nothing_that_is_refused_and_train_in_bfloat16_too(family, dtype):
+    """A packed row against each of its sequences alone, with weights of the dtype and without autocast."""
+    torch.manual_seed(0)
+    model: Any = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(family, **SMALL), attn_implementation=PACKED_ATTENTION, dtype=dtype
+    )
+    model.train()
+    batch = pack(STEMMED)
+    packed = model.base_model(
+        batch.input_ids, position_ids=batch.position_ids, use_cache=False, layout=batch.layout
+    ).last_hidden_state[0, batch.predictors]
+    alone = [
+        model.base_model(torch.tensor([[*example.prompt_ids, *example.response_ids[:-1]]])).last_hidden_state[0]
+        for example in STEMMED
+    ]
+    expected = torch.cat([hidden[-len(example.response_ids) :] for hidden, example in zip(alone, STEMMED, strict=True)])
+    assert packed.dtype == dtype
+    # Hidden states behind the last norm are about 1; bfloat16 has 8 bits.
+    torch.testing.assert_close(packed, expected, rtol=0, atol=1e-5 if dtype == torch.float32 else 0.1)
+    packed.sum().backward()
+    assert all(torch.isfinite(grad_of(weight)).all() for weight in model.base_model.parameters())
+
+
+@pytest.mark.parametrize(("family", "asked"), [("gemma2", "softcap"), ("gpt_oss", "s_aux"), ("gpt2", "dropout")])
+def test_families_that_attend_otherwise_are_refused(family, asked):
+    config = AutoConfig.for_model(family, **{**SMALL, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1})
+    config.layer_types = ["full_attention"] * 2
+    model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ATTENTION)
+    model.train()
+    with pytest.raises(ValueError, match=f"Attention asks for {asked}, which packed attention does not compute"):
+        model.base_model(torch.tensor([[1, 2, 3]]), use_cache=False)
 
 
 @pytest.mark.parametrize("examples", [[], [TokenExample((1,), ())], [TokenExample((), (1,))]])

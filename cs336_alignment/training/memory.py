@@ -162,7 +162,7 @@ def layer_at_work_bytes(shape: ModelShape, row: Row, compute_bytes: int, checkpo
 
 def head_buffer_bytes(shape: ModelShape, tokens: int, compute_bytes: int) -> int:
     """What the chunked output head needs while it runs (numerics/log_probs.py), whatever the row's length."""
-    rows = min(tokens, LOGITS_CHUNK_BYTES // (shape.vocab * FLOAT32))
+    rows = min(tokens, LOGITS_CHUNK_BYTES["cuda"] // (shape.vocab * FLOAT32))
     products = rows * shape.vocab * compute_bytes  # the chunk's one buffer
     block = min(BLOCK_BYTES["cuda"], rows * shape.vocab * FLOAT32)
     buffers = products + 3 * block  # a block's logits, masked; shifted; their exponentials
@@ -362,7 +362,7 @@ def predict_memory(
         saved_a_token=saved_activation_bytes(shape, row, compute_bytes, checkpointing),
         hidden_a_token=2 * shape.hidden * FLOAT32,
         work_a_token=layer_at_work_bytes(shape, row, compute_bytes, checkpointing),
-        head_buffers=head_buffer_bytes(shape, LOGITS_CHUNK_BYTES, compute_bytes),  # enough tokens to fill a chunk
+        head_buffers=head_buffer_bytes(shape, LOGITS_CHUNK_BYTES["cuda"], compute_bytes),  # tokens that fill a chunk
         head_gradient=FLOAT32 * shape.head_parameters,
         engine=engine,
         engine_needs=engine_needs,

@@ -11,12 +11,14 @@ prompt's last token, which the group shares as well.
 
 This is a transformers attention implementation: load a model with `attn_implementation=PACKED_ATTENTION` and pass
 `layout=`. It needs causal full attention. Without `layout` it is plain causal attention over right-padded rows.
+
+On a GPU in half precision all segments run in one call of a kernel (varlen.py). Everywhere else each is one call of
+torch's scaled_dot_product_attention, which is also what the kernel is compared with.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,7 +27,11 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from cs336_alignment.training.varlen import Bounds, VarlenKernel, choose_kernel
+
 PACKED_ATTENTION = "packed"
+_ALREADY_HEEDED = frozenset({"position_ids", "use_cache"})
+"""Arguments that models pass on to their attention and that change nothing here: positions are in queries and keys."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +87,25 @@ class Layout:
     def _masks(self) -> dict[torch.device, dict[tuple[int, int], Tensor]]:
         return {}
 
-    def varlen(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor, int, int]:
-        """The same as flash-attn takes it: which keys in which order, the segments' bounds among queries and keys
-        (int32), and the longest segment of each. Where a segment has more keys than queries, its last ones align."""
+    def varlen(self, device: torch.device) -> tuple[Int[Tensor, "keys"], Bounds]:
+        """The same for a kernel that takes all segments at once (`varlen.py`): the places of the keys that segments
+        see, segment after segment (int64), and the segments' bounds. Segments without a token are left out."""
         if device not in self._varlen:
             places = list(torch.arange(sum(self.lengths)).split(self.lengths))
             keys = [
                 torch.cat([*(places[number] for number in segment.follows), own])
                 for segment, own in zip(self.segments, places, strict=True)
+                if segment.length
             ]
-            counts = torch.tensor([[0, *self.lengths], [0, *map(len, keys)]])
-            bounds = counts.cumsum(dim=1).to(device, torch.int32)
+            counts = torch.tensor([[0, *filter(None, self.lengths)], [0, *map(len, keys)]])
+            queries_at, keys_at = counts.cumsum(dim=1).to(device, torch.int32)
             longest_query, longest_key = counts.amax(dim=1).tolist()
-            self._varlen[device] = torch.cat(keys).to(device), bounds[0], bounds[1], longest_query, longest_key
+            bounds = Bounds(queries_at, keys_at, longest_query, longest_key)
+            self._varlen[device] = torch.cat(keys).to(device), bounds
         return self._varlen[device]
 
     @cached_property
-    def _varlen(self) -> dict[torch.device, tuple[Tensor, Tensor, Tensor, int, int]]:
+    def _varlen(self) -> dict[torch.device, tuple[Tensor, Bounds]]:
         return {}
 
 
@@ -190,19 +198,30 @@ def packed_attention(
     scaling: float | None = None,
     layout: Layout | None = None,
     sliding_window: int | None = None,
-    **_: Any,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **others: Any,
 ) -> tuple[Float[Tensor, "batch row heads width"], None]:
     """The attention of a packed row; the signature is transformers'.
 
     Raises:
-        ValueError: a sliding window, padding on the left, or a key-value cache.
+        ValueError: a sliding window, padding on the left, a key-value cache, dropout, attention to later tokens, or an
+            argument that is not known here, such as a softcap or attention sinks.
     """
     if sliding_window is not None or attention_mask is not None or query.shape[2] != key.shape[2]:
         raise ValueError("packed attention is causal attention over whole rows: no sliding window, mask or cache")
-    # Under autocast the rotary embedding leaves queries and keys in float32; values tell the compute dtype.
-    half_precision = value.dtype in (torch.bfloat16, torch.float16)
-    if layout is not None and query.device.type == "cuda" and half_precision and find_spec("flash_attn"):
-        return _flash_segments(query.to(value.dtype), key.to(value.dtype), value, layout, scaling), None
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        others["is_causal"] = False
+    if dropout:
+        others["dropout"] = dropout
+    _refuse_what_changes_scores(module, others)
+    # Under autocast the rotary embedding leaves queries and keys in float32; values tell the compute dtype. One cast of
+    # each here, not one a segment.
+    query = query.to(value.dtype)
+    kernel = choose_kernel(value.device, value.dtype, value.shape[3])
+    if layout is not None and kernel is not None:
+        return _attend_at_once(kernel, query, key, value, layout, scaling), None
+    key = key.to(value.dtype)
     repeats = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
     if layout is None:
@@ -210,6 +229,16 @@ def packed_attention(
     else:
         attended = _attend_by_segment(query, key, value, layout, scaling)
     return attended.transpose(1, 2), None
+
+
+def _refuse_what_changes_scores(module: torch.nn.Module, others: dict[str, Any]) -> None:
+    """An argument that was dropped in silence would train another model than the one that samples."""
+    asked = sorted(name for name, value in others.items() if value is not None and name not in _ALREADY_HEEDED)
+    if asked:
+        raise ValueError(
+            f"{type(module).__name__} asks for {', '.join(asked)}, which packed attention does not compute: it is "
+            "plain causal attention, and a model with this config cannot be trained here"
+        )
 
 
 def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
@@ -233,24 +262,18 @@ def _attend_by_segment(query: Tensor, key: Tensor, value: Tensor, layout: Layout
     return torch.cat(attended, dim=2)
 
 
-def _flash_segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None) -> Tensor:
-    """All segments in one call of flash-attn, keys and values repeated for each segment that follows them."""
-    from flash_attn import flash_attn_varlen_func  # pyright: ignore[reportMissingImports]
+def _attend_at_once(
+    kernel: VarlenKernel, query: Tensor, key: Tensor, value: Tensor, layout: Layout, scaling: float | None
+) -> Tensor:
+    """All segments in one call, keys and values laid out again for each segment that sees them.
 
-    order, query_bounds, key_bounds, longest_query, longest_key = layout.varlen(query.device)
+    They are copied in float32, so that the gradients of all that see a prompt's key add up before they are rounded.
+    """
+    order, bounds = layout.varlen(query.device)
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    attended = flash_attn_varlen_func(
-        query,
-        key[order],
-        value[order],
-        query_bounds,
-        key_bounds,
-        longest_query,
-        longest_key,
-        softmax_scale=scaling,
-        causal=True,
-    )
-    return attended.unsqueeze(0)
+    precise = torch.promote_types(query.dtype, torch.float32)
+    key, value = (tensor.to(precise)[order].to(query.dtype) for tensor in (key, value))
+    return kernel(query, key, value, bounds, scaling).unsqueeze(0)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

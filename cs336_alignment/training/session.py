@@ -433,7 +433,7 @@ def reading_model(model: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError) as error:  # transformers 4 has a ValueError for names that the hub could not have
+    except (OSError, ValueError) as error:  # ValueError: a folder whose config names no model that transformers has
         said = str(error).splitlines()[0]
         raise UsageError(f"--model: no Hugging Face folder or hub name that can be used: {model!r} ({said})") from error
 

@@ -7,6 +7,7 @@ stand-in, which every process of a run must have before it imports vllm.
 
 import os
 from types import SimpleNamespace
+from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ["TORCH_COMPILE_DISABLE"] = "1"  # Inductor would ask the stand-in for a compiler
@@ -33,4 +34,5 @@ class InterpretingDriver:
         return torch.cpu
 
 
-backends.backends["cpu"] = SimpleNamespace(driver=InterpretingDriver, compiler=None)
+stand_in: Any = SimpleNamespace(driver=InterpretingDriver, compiler=None)
+backends.backends["cpu"] = stand_in
