@@ -17,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 from transformers import AutoConfig
 
 from cs336_alignment import environment, prompts
+from cs336_alignment.command_line import UNUSABLE, parse_options
 from cs336_alignment.evaluation import GRADERS, EvaluationProtocol, evaluate, generation_seconds, summarize
 from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.rollout.engine import RolloutEngine, Sampling
@@ -80,13 +80,13 @@ class BaselineConfig:
 
 def main() -> None:
     console = Console(stderr=True)
-    config = tyro.cli(BaselineConfig, description=__doc__)
     try:
+        config = parse_options(BaselineConfig, __doc__)
         environment.check_cuda_driver()
         run(config, console)
     except (UsageError, EngineNotInstalledError, environment.DriverTooOldError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(UNUSABLE)
 
 
 def run(config: BaselineConfig, console: Console) -> Path:

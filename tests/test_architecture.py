@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "prompts": set(),
     "environment": set(),
     "run_folder": set(),
+    "command_line": {"run_folder"},
     "numerics": set(),
     "grading": set(),
     "drgrpo_grader": {"grading"},
@@ -21,8 +22,10 @@ MAY_IMPORT = {
     "rollout": {"environment", "numerics"},
     "evaluation": {"grading", "numerics", "prompts", "rollout", "run_folder", "tasks"},
     "evaluation_report": {"evaluation", "run_folder"},
-    "training": {"evaluation", "grading", "environment", "numerics", "prompts", "rollout", "run_folder", "tasks"},
-    "math_baseline": {"environment", "evaluation", "evaluation_report", "prompts", "rollout", "run_folder", "tasks"},
+    "training": {"command_line", "evaluation", "grading", "environment", "numerics", "prompts", "rollout", "run_folder"}
+    | {"tasks"},
+    "math_baseline": {"command_line", "environment", "evaluation", "evaluation_report", "prompts", "rollout"}
+    | {"run_folder", "tasks"},
     "__init__": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
