@@ -151,17 +151,21 @@ def test_the_launcher_has_the_ranks_status(tmp_path, of_ranks, status):
 
 
 LISTENER = """
-import signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-print("listening", flush=True)
+import os, signal
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: os._exit(75))
+os.write(1, b"listening\\n")
 signal.pause()
 """
 
 
-def test_the_launcher_passes_a_signal_on_and_waits(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_the_launcher_passes_a_signal_on_and_waits(tmp_path, monkeypatch, number):
+    """Also where its environment has torchrun take the signal for itself, as the jobs' has."""
+    monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
     process = launched(tmp_path, LISTENER, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     for _ in range(2):
         assert process.stdout.readline() == "listening\n"
-    process.send_signal(signal.SIGUSR1)
+    process.send_signal(number)
     assert process.wait() == STOPPED

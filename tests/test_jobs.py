@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -222,7 +223,13 @@ def test_a_job_submits_itself_again_where_it_was_stopped_alone(site, job, status
     assert "module load cuda gcc" in site.calls
     assert len(site.queue()) == (status == 75)
     if status == 75:
-        # The next job has the same command, and ends the chain. Nothing is an array any more.
+        # The next job is one run, not a whole sweep, has the same command, and ends the chain.
+        (queued,) = site.queue()
+        if site.kind == "nscc":
+            assert "#PBS -J" not in (queued / "script").read_text()
+        else:
+            member_alone = "--array=3 " if job == "sweep" else ""
+            assert f"sbatch {member_alone}scripts/slurm/{job}.sbatch" in site.calls
         assert site.run_next().returncode == 0
         first, second = site.commands()
         assert first == second
@@ -246,6 +253,13 @@ def test_a_job_submits_itself_no_more_often_than_it_may(site):
     assert len(set(site.commands())) == 1
 
 
+def test_a_job_that_is_deleted_does_not_come_back(nscc):
+    """qdel sends SIGTERM to every process of the job, the script's own shell among them."""
+    executable(nscc.checkout / ".venv/bin/python", "kill -TERM $PPID; exit 75")
+    assert nscc.run(nscc.job("grpo")).returncode == -signal.SIGTERM
+    assert nscc.queue() == []
+
+
 def test_where_a_node_may_not_submit_the_job_says_what_to_type(nscc):
     executable(nscc.root / "bin" / "qsub", "exit 1")
     nscc.statuses(75)
@@ -267,6 +281,7 @@ def test_a_job_without_time_does_not_begin(nscc, walltime, message):
     ("kind", "walltime", "minutes"),
     [
         ("nscc", "120:00:00", 120 * 60 - 10.5),
+        ("nscc", "09:08:39", 9 * 60 - 2 + 0.15),  # no octal numbers
         ("nscc", "00:18:39", 8.15),
         ("slurm", "1-02:00:00", 26 * 60 - 10),
         ("slurm", "10:01", 0.01),
@@ -376,6 +391,7 @@ def test_staging_gets_environment_model_and_data(site, machine, installed):
     ("machine", "message"),
     [
         ({"GLIBC": "2.28", "DRIVER": "580.65.06"}, "scripts/cluster/container.def"),
+        ({"GLIBC": "2.4", "DRIVER": "580.65.06"}, "scripts/cluster/container.def"),
         ({"GLIBC": "2.35", "DRIVER": ""}, "stage with CUDA=13 where nvidia-smi on a GPU node shows driver 580"),
     ],
 )

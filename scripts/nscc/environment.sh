@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# The facts of NSCC's ASPIRE 2A that the jobs here need, in one place. Queues, modules and scratch folders change: check
-# the site's page. stage.sh writes the project into the headers of the jobs, where qsub reads it.
+# The facts of NSCC's ASPIRE 2A that the jobs here need, in one place. They are from its public page on queues, and change:
+# check the site's page. stage.sh writes the project into the headers of the jobs, where qsub reads it.
+#
+# Queue normal, 4 GPUs: up to 2 hours a job counts as a debug run (2 at a time, 16 GPUs in all), up to 24 as a usual one, up
+# to 120 as a long one. At most 100 jobs a user.
 
 SCRATCH=${SCRATCH:-$HOME/scratch}
 MODULES=${MODULES:-}                                 # what `module load` has to load; the wheels bring their own CUDA
