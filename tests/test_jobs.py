@@ -100,7 +100,7 @@ class Site:
             "STATUSES": str(self.root / "statuses"),
             "PBS_O_WORKDIR": str(self.checkout),
             "SLURM_SUBMIT_DIR": str(self.checkout),
-            "OMP_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "64",  # as PBS sets it: all of the node's
             **SITE[self.kind],
             **variables,
         }
@@ -453,7 +453,7 @@ def test_a_chain_of_jobs_runs_to_the_end(nscc):
     folder = nscc.root / "scratch/cs336/runs/chain"
 
     # A second beyond the margin: less than loading the policy takes, so the run stops after its first step.
-    options = {"RECIPE": str(nscc.root / "chain.toml"), "GPUS": "2", "MARGIN_MINUTES": "10"}
+    options = {"RECIPE": str(nscc.root / "chain.toml"), "GPUS": "2", "THREADS": "1", "MARGIN_MINUTES": "10"}
     stopped = nscc.run(nscc.job("grpo"), **options, WALLTIME="00:10:31")
     assert stopped.returncode == 75, stopped.stdout
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["step_1"]

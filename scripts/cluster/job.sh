@@ -15,7 +15,8 @@ CONTAINER=${CONTAINER:-}                             # an apptainer image, where
 RESUBMISSIONS=${RESUBMISSIONS:-0}                    # so far
 MAX_RESUBMISSIONS=${MAX_RESUBMISSIONS:-10}
 MARGIN_MINUTES=${MARGIN_MINUTES:-10}                 # of the walltime, for the start and the last checkpoint
-CARRIED=(RECIPE RUN GPUS SCRATCH CONTAINER RESUBMISSIONS MAX_RESUBMISSIONS MARGIN_MINUTES)
+THREADS=${THREADS:-8}                                # of a rank; PBS would give each all of the node's
+CARRIED=(RECIPE RUN GPUS THREADS SCRATCH CONTAINER RESUBMISSIONS MAX_RESUBMISSIONS MARGIN_MINUTES)
 STOPPED=75                                           # cs336_alignment/command_line.py has the exit statuses
 UNUSABLE=2
 export "${CARRIED[@]}"
@@ -26,7 +27,8 @@ IN_CONTAINER=()
 # Home folders are small, and compute nodes have no internet: stage.sh fills these.
 export HF_HOME=$CACHE/huggingface VLLM_CACHE_ROOT=$CACHE/vllm UV_CACHE_DIR=$CACHE/uv
 export TORCHINDUCTOR_CACHE_DIR=$CACHE/torchinductor TRITON_CACHE_DIR=$CACHE/triton
-export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
+export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=$THREADS
+export UV_LINK_MODE=copy                             # the cache is on another file system
 # How long a rank may take to leave once another has left; what torchrun and accelerate would pass on to their ranks
 # (scripts/launch.py does so by itself).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900 PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
