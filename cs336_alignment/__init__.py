@@ -8,7 +8,7 @@ floor:
     grading/        text in, verdict out; drgrpo_grader.py holds the handout's two reward functions
     tasks/          data sets in, records out: gsm8k, arithmetic (the embedded set), mmlu, sft_examples, traces
     prompts/        the templates
-    environment.py  the machine; run_folder.py: the files a run leaves
+    environment.py  the machine; run_folder.py: the files a run leaves; command_line.py: options, recipes, exit statuses
 2.  rollout/        policy to text: engine (the protocol), transformers_engine, vllm_engine, selection, proof
     evaluation.py   problems through an engine and the grader, to figures; evaluation_report.py: the page
 3.  training/       the algorithms: sft, expert_iteration, grpo, the DPO loss; under them

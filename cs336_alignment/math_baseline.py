@@ -17,12 +17,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 from transformers import AutoConfig, AutoTokenizer
 
 from cs336_alignment import environment, prompts
+from cs336_alignment.command_line import UNUSABLE, parse_options
 from cs336_alignment.evaluation import (
     GRADERS,
     EvaluationProtocol,
@@ -87,8 +87,8 @@ class BaselineConfig:
 
 
 def main() -> None:
-    config = tyro.cli(BaselineConfig, description=__doc__)
     try:
+        config = parse_options(BaselineConfig, __doc__)
         with failing_together():
             environment.check_cuda_driver()
             environment.use_device_indices()
@@ -96,7 +96,7 @@ def main() -> None:
             leave_peers()
     except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+        sys.exit(UNUSABLE)
 
 
 def run(config: BaselineConfig, console: Console) -> Path:

@@ -8,6 +8,7 @@ the end, at temperature 1.0 and greedily. Eleven minutes on two cores. Writes re
 curves and what the policy wrote before and after; each algorithm's run folder lies beside it.
 """
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from cs336_alignment import math_baseline
 from cs336_alignment.evaluation import EXAMPLES
-from cs336_alignment.run_folder import UsageError, read_complete_json_lines, read_json, write_atomically, write_json
+from cs336_alignment.run_folder import read_complete_json_lines, read_json, write_atomically, write_json
 from cs336_alignment.training.checkpoint import Checkpoints
 from cs336_alignment.training.command_line import run_command
 from cs336_alignment.training.curves import ACCURACY, COLOURS, line, read_curves
@@ -71,7 +72,7 @@ def main(config: Config) -> None:
     for name, command in commands.items():
         started = monotonic()
         if not command():
-            raise UsageError(f"stopped during {NAMES[name]}: there is no report; start again with another --output")
+            sys.exit(f"stopped during {NAMES[name]}: there is no report; start again with another --output")
         minutes[name] = (monotonic() - started) / 60
         trained = Checkpoints(config.output / name).latest()
         assert trained is not None, "a run that ended has a checkpoint"

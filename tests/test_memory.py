@@ -308,7 +308,7 @@ def predicted(config):
 
 
 def test_a_dry_run_prints_the_table_and_does_not_train(monkeypatch, capsys):
-    monkeypatch.setattr(command_line.tyro, "cli", lambda *_, **__: grpo())
+    monkeypatch.setattr(command_line, "parse_options", lambda *_: grpo())
     command_line.run_command(GRPOConfig, None, lambda _: pytest.fail("trained"))
     assert "predicted memory of each GPU, in GiB, of 8.00" in capsys.readouterr().out
 

@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 from transformers import AutoTokenizer
 
+from cs336_alignment.command_line import FAILED, STOPPED
 from cs336_alignment.evaluation import GRADERS
 from cs336_alignment.prompts import load_template
 from cs336_alignment.ranks import Ranks
@@ -118,9 +119,17 @@ def signalled_after(start, number, command):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("launcher", "status"), [("", 0), (f"-m {ACCELERATE}", 1)], ids=["one process", "two ranks"])
+@pytest.mark.parametrize(
+    ("launcher", "status"),
+    [
+        ("", STOPPED),
+        ("scripts/launch.py --standalone --nproc-per-node 2", STOPPED),
+        (f"-m {ACCELERATE}", FAILED),
+    ],
+    ids=["one process", "two ranks", "two ranks of accelerate"],
+)
 def test_a_signal_ends_in_a_checkpoint(tmp_path, launcher, status):
-    """With exit status 0, but for accelerate's, which is that of a launcher that was told to stop."""
+    """And in the exit status for it, but with accelerate, whose own status says that it was told to stop."""
     command = [sys.executable, *launcher.split(), "scripts/train_grpo.py"]
     options = f"{TINY} {GRPO} --n-grpo-steps 500 --output {tmp_path}".split()
     rest, ended = signalled_after("train 2", signal.SIGUSR1, [*command, *options])
@@ -135,7 +144,7 @@ def test_a_signal_in_expert_iteration_leaves_the_last_whole_round(tmp_path):
     options = f"{TINY} --n-ei-steps 50 --questions-per-step 64 --batch-size 4 --output {tmp_path}".split()
     command = [sys.executable, "scripts/train_expert_iteration.py", *options]
     rest, ended = signalled_after("eval 1", signal.SIGTERM, command)
-    assert ended == 0
+    assert ended == STOPPED
     assert "(SIGTERM)" in rest
     last = max(row["step"] for row in rows(tmp_path) if row["kind"] == "train")
     assert (tmp_path / "checkpoints" / f"step_{last}" / "progress.json").exists()

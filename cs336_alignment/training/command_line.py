@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-import tyro
+import torch.distributed as dist
 
 from cs336_alignment import environment
+from cs336_alignment.command_line import FAILED, STOPPED, UNUSABLE, parse_options
 from cs336_alignment.ranks import failing_together, leave_peers
 from cs336_alignment.rollout.proof import SamplerDifferenceError, StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
@@ -18,10 +19,18 @@ from cs336_alignment.training.memory_check import TrainingConfig, check_memory
 Config = TypeVar("Config")
 
 
-def run_command(config_type: type[Config], description: str | None, run: Callable[[Config], object]) -> None:
-    """Parse the options, check driver and memory, run; what a user can mend ends in an error message and status 2."""
+def run_command(config_type: type[Config], description: str | None, run: Callable[[Config], bool | None]) -> None:
+    """Parse the options, check driver and memory, run, and end with a status of cs336_alignment/command_line.py.
+
+    Args:
+        config_type, description: as `parse_options` has them.
+        run: the command; it returns False where it was asked to stop before its end.
+
+    Raises:
+        SystemExit: 2 for what a user can mend, 1 where the run gave up, 75 where it was stopped. Finished, it returns.
+    """
     try:
-        config = tyro.cli(config_type, description=description, config=(tyro.conf.OmitArgPrefixes,))
+        config = parse_options(config_type, description)
         environment.check_cuda_driver()
         environment.use_device_indices()
         with failing_together():
@@ -30,15 +39,18 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
                 return
             if config.run.dry_run or torch.cuda.is_available():
                 check_memory(config)
-            if not config.run.dry_run:
-                run(config)
-                leave_peers()
-    except (UsageError, EngineNotInstalledError) as error:
-        _fail(error, 2)
-    except environment.MachineError as error:
-        _fail(error, 2)
+            if config.run.dry_run:
+                return
+            finished = run(config)
+            if dist.is_initialized():
+                dist.barrier()  # a launcher kills the others as soon as one rank has ended with another status than 0
+            leave_peers()
+        if finished is False:
+            sys.exit(STOPPED)
+    except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
+        _fail(error, UNUSABLE)
     except (StalePolicyError, SamplerDifferenceError, NonFiniteLossError) as error:
-        _fail(error, 1)
+        _fail(error, FAILED)
 
 
 def _fail(error: Exception, status: int) -> None:

@@ -1,6 +1,6 @@
 """Asked to stop: by SIGTERM or SIGUSR1, as schedulers send them before the end, or by a time limit of one's own.
 
-A loop looks between two steps, writes a checkpoint and ends with exit status 0; `--resume auto` goes on from there. It
+A loop looks between two steps, writes a checkpoint and ends with exit status 75; `--resume auto` goes on from there. It
 stops before the time limit where another step, as long as the longest so far, would end after it. Within a long step a
 loop may look for a signal.
 """

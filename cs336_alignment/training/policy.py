@@ -94,7 +94,7 @@ class Policy(nn.Module):
         )
         model.eval()
         if activation_checkpointing:
-            _checkpoint_layers(model)
+            checkpoint_layers(model)
         bfloat16 = dtype == "bfloat16" or (dtype == "auto" and torch.cuda.is_available())
         return cls(model, AutoTokenizer.from_pretrained(name), temperature, torch.bfloat16 if bfloat16 else None)
 
@@ -180,7 +180,7 @@ class Policy(nn.Module):
         return torch.autocast(self.device.type, self.compute_dtype)
 
 
-def _checkpoint_layers(model: Any) -> None:
+def checkpoint_layers(model: Any) -> None:
     """Turn activation checkpointing on. transformers does it in training mode alone, so the layers, and nothing within
     them, are put into it."""
     dropout = [name for name, value in model.config.to_dict().items() if "drop" in name and value]

@@ -39,8 +39,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen2Config
 
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.training import packing
-from cs336_alignment.training.distributed import Ranks
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.memory import GIB, ModelShape, predict_memory
 from cs336_alignment.training.microbatch import backward_microbatch
@@ -53,7 +53,7 @@ from cs336_alignment.training.packing import (
     packed_attention,
     packed_tokens,
 )
-from cs336_alignment.training.policy import Policy
+from cs336_alignment.training.policy import Policy, checkpoint_layers
 from scripts.benchmarks.side_by_side import relative_difference
 
 PEAK_TFLOPS = {
@@ -199,12 +199,12 @@ def make_learner(options: argparse.Namespace) -> Learner:
         max_position_embeddings=options.prompt_tokens + options.response_tokens,
     )
     model: Any = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ATTENTION, dtype=torch.float32)
-    model.train()
+    model.eval()
     if options.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        checkpoint_layers(model)
     # Of a tokenizer a policy's forward pass needs the length alone.
     tokenizer = range(options.vocab - min(UNUSED_ROWS, options.vocab // 10))
-    policy = Policy(model, tokenizer, autocast=True)
+    policy = Policy(model, tokenizer, compute_dtype=torch.bfloat16)
     learner = Learner(policy, OptimizerConfig(learning_rate=1e-6), Ranks(), Path(tempfile.gettempdir()))
     if learner.ranks.device.type != options.device:
         raise SystemExit(f"error: this machine trains on {learner.ranks.device.type}, not on {options.device}")
@@ -257,7 +257,7 @@ def measure_step(
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     with attending_by(path):
-        seconds = seconds_of(lambda: backward_microbatch(learner.policy, batch, loss, 1.0), options.rounds, device)
+        seconds = seconds_of(lambda: backward_microbatch(learner.policy, batch, loss), options.rounds, device)
     tflops = flops(shape, batch.layout, len(batch.labels)) / seconds / 1e12
     predicted = predict_memory(
         shape,
