@@ -15,6 +15,7 @@ from datetime import timedelta
 from time import sleep
 from typing import ClassVar
 
+import psutil
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 POLL_SECONDS = 0.5
@@ -72,7 +73,7 @@ class PeerWatch:
 
     def _known_failure(self, mine: str) -> str:
         """The failure that all ranks end with: that of a rank that died, or said so earlier, before this rank's own."""
-        for _ in range(4):  # the launcher takes a moment to bury a dead process
+        for _ in range(2):  # a killed process closes its connections a moment before it is gone
             failure = self._failure()
             if failure is not None:
                 return failure
@@ -129,7 +130,6 @@ def _say(failure: str) -> int:
 
 def _alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
-    except ProcessLookupError:
+        return psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return True
