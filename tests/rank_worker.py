@@ -4,20 +4,24 @@ torchrun --nproc_per_node 2 -m tests.rank_worker OUTPUT [ddp | fsdp2]
 """
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.ranks import Ranks, leave_peers
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
 from cs336_alignment.training.distributed import Sharding
-from cs336_alignment.training.learner import Learner, OptimizerConfig
+from cs336_alignment.training.learner import Learner, OptimizerConfig, StepResult
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
 from cs336_alignment.training.rollouts import sample_rollouts
+from tests.common import TINY_QWEN2
 from tests.fakes import FakeLM, FakeTokenizer, TalkingEngine
 
 LENGTHS = (4, 1, 2, 6, 3, 5, 7)
@@ -70,6 +74,34 @@ def train(ranks: Ranks, sharding: Sharding, folder: Path, token_budget: int | No
     }
 
 
+def half_precision(ranks: Ranks, compute_dtype: torch.dtype | None) -> dict[str, Any]:
+    """The gradient of a real tiny Qwen2 as the default is on GPUs: put together in bfloat16, added in float32."""
+    policy = Policy.load(TINY_QWEN2, dtype="float32" if compute_dtype is None else "bfloat16")
+    learner = Learner(policy, OptimizerConfig(token_budget=12), ranks, Path())
+    gradients: dict[str, Tensor] = {}
+
+    def keep(_: StepResult) -> None:
+        for name, parameter in policy.named_parameters():
+            assert parameter.grad is not None
+            gradient = parameter.grad
+            gradients[name] = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
+
+    weights = torch.linspace(-1, 1, len(EXAMPLES))
+    lengths = torch.tensor(LENGTHS)
+
+    def token_loss_of(rows: list[int]):
+        spread = weights[rows].repeat_interleave(lengths[rows])
+        return lambda log_probs, at: -spread[at] * log_probs
+
+    learner.config = replace(learner.config, max_grad_norm=1e9)
+    result = learner.step(EXAMPLES, weights, token_loss_of, inspect=keep)
+    return {
+        "gradients": gradients,
+        "log_probs": torch.cat([scores for scores in result.log_probs if scores is not None]),
+        "dtypes": {str(parameter.dtype) for parameter in policy.parameters()},
+    }
+
+
 def grade(response: str, gold: str, fast: bool):
     from cs336_alignment.grading import Grade, Verdict
 
@@ -81,6 +113,8 @@ def main() -> None:
     ranks = Ranks()
     sharding = "fsdp2" if "fsdp2" in sys.argv else "replicas"
     results = [train(ranks, sharding, output.parent, token_budget) for token_budget in BUDGETS]
+    if sharding == "fsdp2":
+        torch.save(half_precision(ranks, torch.bfloat16), output.with_suffix(f".half.{ranks.index}.pt"))
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))
     leave_peers()

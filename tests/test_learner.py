@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.ranks import Ranks
+from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training.learner import Learner, NonFiniteLossError, OptimizerConfig, warmup_cosine
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
-from tests.common import grad_of
+from tests.common import TINY_QWEN2, grad_of
 from tests.fakes import FakeLM, FakeTokenizer
 
 PROMPTS = ((1, 2, 3), (4, 5))
@@ -172,3 +174,36 @@ def test_warmup_cosine_by_hand():
 def test_options_that_make_no_sense(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         OptimizerConfig(**options)
+
+
+@pytest.fixture
+def model_with_dropout(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(TINY_QWEN2, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "attention_dropout": 0.5}))
+    return folder
+
+
+def test_a_policy_trains_without_dropout(model_with_dropout, tmp_path):
+    """The engine that samples has none: two passes agree, and with those of the model without dropout."""
+    examples = [TokenExample((5, 6, 7), (8, 9, 10))]
+    config = OptimizerConfig(token_budget=64)
+    scores = [
+        Learner(Policy.load(name), config, Ranks(), tmp_path).score(examples)[0]
+        for name in (model_with_dropout, model_with_dropout, TINY_QWEN2)
+    ]
+    assert torch.equal(scores[0], scores[1])
+    assert torch.equal(scores[0], scores[2])
+
+
+def test_activation_checkpointing_of_a_model_with_dropout_is_refused(model_with_dropout):
+    """transformers checkpoints in training mode alone, which turns dropout on."""
+    with pytest.raises(UsageError, match="--activation-checkpointing: the model's config has attention_dropout"):
+        Policy.load(model_with_dropout, activation_checkpointing=True)
+
+
+def test_activation_checkpointing_keeps_the_rest_in_evaluation_mode():
+    model = Policy.load(TINY_QWEN2, activation_checkpointing=True).model
+    training = {type(module).__name__ for module in model.modules() if module.training}
+    assert training == {"Qwen2DecoderLayer"}
