@@ -100,6 +100,8 @@ class VLLMEngine:
         if self._one_of_several:
             # The process group is there, and says which GPU is this rank's.
             settings["distributed_executor_backend"] = "external_launcher"
+            if not on_gpu and tensor_parallel_size > 1:
+                _clear_shared_memory()
         self._llm = LLM(
             model=str(model),
             dtype=dtype,
@@ -259,6 +261,16 @@ class PaddedVocabularyMask(*_LOGITS_PROCESSORS):
 
     def update_state(self, batch_update: BatchUpdate | None) -> None:
         pass
+
+
+def _clear_shared_memory() -> None:
+    """Remove what a killed run left: vLLM's CPU build names the memory that ranks share after the ranks alone, and does
+    not start where a name is taken. Whoever uses it at the moment keeps it."""
+    dist.barrier()
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        for left in Path("/dev/shm").glob("*-cpushm_*"):
+            left.unlink(missing_ok=True)
+    dist.barrier()
 
 
 def _weight_sums(model: torch.nn.Module) -> dict[str, WeightSum]:
