@@ -192,8 +192,8 @@ QWEN = "qwen2.5-math-1.5b"
         (
             "baseline",
             {},
-            f"-m cs336_alignment.math_baseline --data data/gsm8k/test.jsonl --model data/models/{QWEN} "
-            "--output SCRATCH/runs/baseline",
+            "scripts/launch.py --standalone --nproc-per-node 4 -m cs336_alignment.math_baseline "
+            f"--data data/gsm8k/test.jsonl --model data/models/{QWEN} --output SCRATCH/runs/baseline",
         ),
         ("check_node", {}, "scripts/check_node.py"),
     ],
@@ -390,7 +390,8 @@ def test_staging_gets_environment_model_and_data(site, machine, installed):
 @pytest.mark.parametrize(
     ("machine", "message"),
     [
-        ({"GLIBC": "2.28", "DRIVER": "580.65.06"}, "scripts/cluster/container.def"),
+        ({"GLIBC": "2.28", "DRIVER": "535.161.08"}, "vLLM's wheels for CUDA 12 need 2.31"),
+        ({"GLIBC": "2.27", "DRIVER": "580.65.06"}, "vLLM's wheels for CUDA 13 need 2.28"),
         ({"GLIBC": "2.4", "DRIVER": "580.65.06"}, "scripts/cluster/container.def"),
         ({"GLIBC": "2.35", "DRIVER": ""}, "stage with CUDA=13 where nvidia-smi on a GPU node shows driver 580"),
     ],

@@ -82,10 +82,10 @@ run_and_resubmit() {
     return "$status"
 }
 
-# baseline MODEL OPTION...: the test split through one GPU; goes on where an earlier job was killed.
+# baseline MODEL OPTION...: the test split, shared out over the GPUs; goes on where an earlier job was killed.
 baseline() {
     local resume=()
     [[ ! -e $RUNS/$RUN/run.json ]] || resume=(--resume)
-    "${IN_CONTAINER[@]}" .venv/bin/python -m cs336_alignment.math_baseline --data data/gsm8k/test.jsonl --model "$@" \
-        --output "$RUNS/$RUN" "${resume[@]}"
+    "${IN_CONTAINER[@]}" .venv/bin/python scripts/launch.py --standalone --nproc-per-node "$GPUS" \
+        -m cs336_alignment.math_baseline --data data/gsm8k/test.jsonl --model "$@" --output "$RUNS/$RUN" "${resume[@]}"
 }

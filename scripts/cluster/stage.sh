@@ -2,15 +2,15 @@
 # What a login node with internet has to get before jobs on nodes without it: environment, models, data. Every step may be
 # repeated, and does again only what is missing. An environment.sh was read before.
 
-OLDEST_GLIBC=2.31   # the vLLM wheels are built for it (manylinux_2_31); RHEL 8 has 2.28
-OLDEST_DRIVER=580   # of CUDA 13
+declare -A OLDEST_GLIBC=([12]=2.31 [13]=2.28)   # of vLLM's wheels, by their tags; RHEL 8 has 2.28
+OLDEST_DRIVER=580                               # of CUDA 13
 export HF_HUB_OFFLINE=0
 
 # stage MODEL...: hub names; each goes to data/models/, its name in lower case.
 stage() {
     local stack
-    check_glibc
     stack=$(cuda_stack)
+    check_glibc "$stack"
     install "$stack"
     for model in "$@"; do
         download "$model" "data/models/$(basename "${model,,}")"
@@ -19,11 +19,12 @@ stage() {
     echo "staged: CUDA $stack environment, $* in data/models, GSM8K in data/gsm8k, caches and runs in $SCRATCH/cs336"
 }
 
+# check_glibc STACK
 check_glibc() {
-    local glibc
+    local glibc oldest=${OLDEST_GLIBC[$1]}
     glibc=$("${IN_CONTAINER[@]}" ldd --version | sed -n '1s/.* //p')
-    if [[ $(printf '%s\n' "$OLDEST_GLIBC" "$glibc" | sort -V | head -n 1) != "$OLDEST_GLIBC" ]]; then
-        echo "glibc here is $glibc, and vLLM's wheels need $OLDEST_GLIBC: build the container of docs/cluster.md" \
+    if [[ $(printf '%s\n' "$oldest" "$glibc" | sort -V | head -n 1) != "$oldest" ]]; then
+        echo "glibc here is $glibc, and vLLM's wheels for CUDA $1 need $oldest: build the container of docs/cluster.md" \
             "(scripts/cluster/container.def), and stage with CONTAINER=IMAGE.sif" >&2
         exit "$UNUSABLE"
     fi
