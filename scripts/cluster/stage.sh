@@ -23,7 +23,7 @@ stage() {
 check_glibc() {
     local glibc oldest=${OLDEST_GLIBC[$1]}
     glibc=$("${IN_CONTAINER[@]}" ldd --version | sed -n '1s/.* //p')
-    if [[ $(printf '%s\n' "$oldest" "$glibc" | sort -V | head -n 1) != "$oldest" ]]; then
+    if [[ $(printf '%s\n' "$oldest" "$glibc" | sort -V | sed -n 1p) != "$oldest" ]]; then
         echo "glibc here is $glibc, and vLLM's wheels for CUDA $1 need $oldest: build the container of docs/cluster.md" \
             "(scripts/cluster/container.def), and stage with CONTAINER=IMAGE.sif" >&2
         exit "$UNUSABLE"
@@ -33,7 +33,7 @@ check_glibc() {
 # cuda_stack: 13 or 12, as CUDA says, else by the driver here.
 cuda_stack() {
     local driver
-    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1) || true
+    driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n 1p) || true
     if [[ -n ${CUDA:-} ]]; then
         echo "$CUDA"
     elif [[ -z $driver ]]; then

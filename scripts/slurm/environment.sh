@@ -7,7 +7,7 @@ MODULES=${MODULES:-}                                 # what `module load` has to
 GPUS=${GPUS:-${SLURM_GPUS_ON_NODE:-4}}               # on a node
 JOB=${SLURM_JOB_ID:-}
 NODES=${SLURM_JOB_NUM_NODES:-1} FIRST_NODE=$HOSTNAME
-((NODES == 1)) || FIRST_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+((NODES == 1)) || FIRST_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)   # head would end the pipe early
 # shellcheck disable=SC2086
 [[ -z $MODULES ]] || module load $MODULES
 
