@@ -1,11 +1,12 @@
 """The parts of the benchmarks that can be wrong without anyone noticing; they themselves are run by hand."""
 
 import argparse
+import json
 
 import pytest
 import torch
 
-from scripts.benchmarks import grpo_step, log_probs, optimizer_step, sft_step, side_by_side
+from scripts.benchmarks import grpo_step, log_probs, optimizer_step, rollout, sft_step, side_by_side
 from tests.common import grad_of
 
 OTHERS = {"products", "trl", "trl_fused"}
@@ -60,3 +61,27 @@ def test_relative_difference_by_hand():
 )
 def test_kinds_of_operators(operator, kind):
     assert optimizer_step.kind_of(operator) == kind
+
+
+def test_tokens_count_up_to_the_end_of_a_row():
+    assert rollout.count_tokens([[5, 9, 0, 0], [5, 6, 7, 8], [9, 9, 9, 9]], ends={9}) == 2 + 4 + 1
+
+
+def test_ratios_are_taken_within_a_round():
+    fast = [{"tokens": 30, "seconds": 1.0, "cpu_seconds": 2.0}, {"tokens": 30, "seconds": 3.0, "cpu_seconds": 2.0}]
+    slow = [{"tokens": 10, "seconds": 1.0, "cpu_seconds": 1.0}, {"tokens": 20, "seconds": 4.0, "cpu_seconds": 1.0}]
+    assert rollout.ratios(fast, slow, "seconds") == [3.0, 2.0]
+    lines = rollout.ratio_table({"transformers engine": fast, "generate": slow})
+    assert lines[2:] == ["| transformers engine / generate | 2.50 (2.00 to 3.00) | 1.12 (0.75 to 1.50) |"]
+
+
+@pytest.mark.parametrize("variant", ["transformers engine", "generate"])
+def test_a_rollout_variant_runs(variant, tmp_path, monkeypatch):
+    """On the embedded policy, which has no chat format, a few tokens each."""
+    result = tmp_path / "result.json"
+    monkeypatch.setattr(rollout, "chat_prompts", lambda problems, tokenizer, count: ["One and", "Two and two"][:count])
+    options = f"--model data/policy --dtype float32 --max-tokens 4 --sequences 2 --result {result}".split()
+    rollout.measure(rollout.parse([*options, "--variant", variant]))
+    measurement = json.loads(result.read_text())
+    assert 2 <= measurement["tokens"] <= 8
+    assert measurement["seconds"] > 0
