@@ -77,11 +77,14 @@ def test_ratios_are_taken_within_a_round():
 
 @pytest.mark.parametrize("variant", ["transformers engine", "generate"])
 def test_a_rollout_variant_runs(variant, tmp_path, monkeypatch):
-    """On the embedded policy, which has no chat format, a few tokens each."""
+    """On the embedded policy, which has no chat format, a few tokens each, in two batches."""
     result = tmp_path / "result.json"
-    monkeypatch.setattr(rollout, "chat_prompts", lambda problems, tokenizer, count: ["One and", "Two and two"][:count])
+    monkeypatch.setattr(rollout, "LEAST_SEQUENCES", 4)
+    monkeypatch.setattr(
+        rollout, "chat_prompts", lambda problems, tokenizer, count: ["One and", "Two and two"] * (count // 2)
+    )
     options = f"--model data/policy --dtype float32 --max-tokens 4 --sequences 2 --result {result}".split()
     rollout.measure(rollout.parse([*options, "--variant", variant]))
     measurement = json.loads(result.read_text())
-    assert 2 <= measurement["tokens"] <= 8
+    assert 4 <= measurement["tokens"] <= 16
     assert measurement["seconds"] > 0
