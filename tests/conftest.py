@@ -15,7 +15,7 @@ from tests.common import SNAPSHOTS_PATH, TINY_QWEN2
 
 # Every shape in a signature is checked, in the rooms that handle tensors; they are imported after this.
 install_import_hook(
-    [f"cs336_alignment.{room}" for room in ("numerics", "rollout.transformers_engine", "training")],
+    [f"cs336_alignment.{room}" for room in ("numerics", "rollout.decoding", "rollout.transformers_engine", "training")],
     f"{shape_checker.__name__}.check",
 )
 # No wall time decides a test.

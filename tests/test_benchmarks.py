@@ -9,7 +9,7 @@ import torch
 from cs336_alignment.training import packing
 from cs336_alignment.training.memory import ModelShape
 from cs336_alignment.training.packing import Layout, Segment
-from scripts.benchmarks import gpu_step, grpo_step, log_probs, optimizer_step, sft_step, side_by_side
+from scripts.benchmarks import gpu_step, grpo_step, log_probs, optimizer_step, rollout, sft_step, side_by_side
 from tests.common import grad_of
 from tests.test_varlen import KERNELS
 
@@ -125,3 +125,30 @@ def test_the_gpu_benchmark_wants_a_gpu(capsys):
         gpu_step.main([])
     assert stopped.value.code == 2
     assert "there is no GPU here" in capsys.readouterr().err
+
+
+def test_tokens_count_up_to_the_end_of_a_row():
+    assert rollout.count_tokens([[5, 9, 0, 0], [5, 6, 7, 8], [9, 9, 9, 9]], ends={9}) == 2 + 4 + 1
+
+
+def test_ratios_are_taken_within_a_round():
+    fast = [{"tokens": 30, "seconds": 1.0, "cpu_seconds": 2.0}, {"tokens": 30, "seconds": 3.0, "cpu_seconds": 2.0}]
+    slow = [{"tokens": 10, "seconds": 1.0, "cpu_seconds": 1.0}, {"tokens": 20, "seconds": 4.0, "cpu_seconds": 1.0}]
+    assert rollout.ratios(fast, slow, "seconds") == [3.0, 2.0]
+    lines = rollout.ratio_table({"transformers engine": fast, "generate": slow})
+    assert lines[2:] == ["| transformers engine / generate | 2.50 (2.00 to 3.00) | 1.12 (0.75 to 1.50) |"]
+
+
+@pytest.mark.parametrize("variant", ["transformers engine", "generate"])
+def test_a_rollout_variant_runs(variant, tmp_path, monkeypatch):
+    """On the embedded policy, which has no chat format, a few tokens each, in two batches."""
+    result = tmp_path / "result.json"
+    monkeypatch.setattr(rollout, "LEAST_SEQUENCES", 4)
+    monkeypatch.setattr(
+        rollout, "chat_prompts", lambda problems, tokenizer, count: ["One and", "Two and two"] * (count // 2)
+    )
+    options = f"--model data/policy --dtype float32 --max-tokens 4 --sequences 2 --result {result}".split()
+    rollout.measure(rollout.parse([*options, "--variant", variant]))
+    measurement = json.loads(result.read_text())
+    assert 4 <= measurement["tokens"] <= 16
+    assert measurement["seconds"] > 0

@@ -9,7 +9,7 @@ import torch
 
 from cs336_alignment.rollout.engine import Sampling, check_prompt_lengths, derive_seed
 from cs336_alignment.rollout.selection import EngineNotInstalledError, choose_engine, open_engine
-from cs336_alignment.rollout.transformers_engine import TransformersEngine, invert_cdf, keep_top_p
+from cs336_alignment.rollout.transformers_engine import CDF_BLOCK, TransformersEngine, invert_cdf, keep_top_p
 from tests import references
 from tests.common import TINY_QWEN2
 
@@ -181,10 +181,10 @@ def test_finished_sequences_leave_the_batch(engine, monkeypatch):
 
     monkeypatch.setattr(engine, "_forward", counting_forward)
     completions = engine.generate(["A"], Sampling(max_tokens=60, n=16, stop=("e", "a")))[0]
-    lengths = sorted(len(completion.token_ids) for completion in completions)
-    assert lengths[0] < lengths[-1]
-    assert sizes[1] == 16
-    assert sizes[-1] < 16
+    lengths = [len(completion.token_ids) for completion in completions]
+    assert min(lengths) < max(lengths)
+    # First the prompt; then, after so many tokens of each, those sequences that are not at their ends.
+    assert sizes == [1, *(sum(length > step for length in lengths) for step in range(1, max(lengths)))]
     assert (
         TransformersEngine(TINY_QWEN2).generate(["A"], Sampling(max_tokens=60, n=16, stop=("e", "a")))[0] == completions
     )
@@ -242,6 +242,25 @@ def test_invert_cdf_by_hand():
     probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64)
     for uniform, token in ((1e-300, 1), (0.25, 1), (0.2500001, 3), (1.0, 3)):
         assert invert_cdf(probs, torch.tensor([uniform], dtype=torch.float64)).item() == token
+
+
+def test_invert_cdf_of_a_vocabulary_of_several_blocks():
+    # The references are numpy's, on the whole cumulative sum; every third token has probability 0.
+    generator = np.random.default_rng(0)
+    probs = generator.random((2, 3 * CDF_BLOCK + 5)) ** 8
+    probs[:, ::3] = 0
+    probs[:, CDF_BLOCK : 2 * CDF_BLOCK] = 0  # a whole block
+    cdf = probs.cumsum(axis=1)
+    for _ in range(200):
+        uniforms = 1 - generator.random(2)
+        found = invert_cdf(torch.from_numpy(probs), torch.from_numpy(uniforms)).tolist()
+        assert found == [np.searchsorted(row, uniform * row[-1]) for row, uniform in zip(cdf, uniforms, strict=True)]
+    # The ends of blocks and of everything, where rounding would lead into tokens of probability 0.
+    for uniform in (1.0, cdf[0, CDF_BLOCK - 1] / cdf[0, -1], cdf[0, 2 * CDF_BLOCK] / cdf[0, -1]):
+        for dtype in (torch.float32, torch.float64):
+            rows = torch.from_numpy(probs).to(dtype)
+            found = invert_cdf(rows, torch.full((2,), uniform, dtype=torch.float64))
+            assert rows.gather(1, found.unsqueeze(1)).min() > 0
 
 
 def test_sampled_frequencies_are_the_distribution(engine, model, tokenizer):

@@ -1,12 +1,14 @@
 """A rollout engine on plain transformers: runs anywhere, and the same seed gives the same bits on a CPU.
 
-Prompts are sorted by length, padded on the left and run in batches with a key-value cache; each prompt is computed once
-for its n completions, and finished sequences leave the batch. Every completion draws from a random stream of its own,
-so that what it says does not depend on its neighbours (beyond the float noise of another batch shape).
+Prompts are sorted by length, padded on the left and run in batches with a key-value cache (decoding.py). What all
+prompts of a batch begin with is computed once, each prompt once for its n completions; finished sequences leave.
+Every completion draws from a random stream of its own, so that what it says does not depend on its neighbours (beyond
+the float noise of another batch shape).
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,14 +18,20 @@ import transformers
 from jaxtyping import Float, Float64, Int
 from rich.progress import Progress
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerBase
+from torch.nn.functional import pad
+from transformers import AutoModelForCausalLM, AutoTokenizer, Cache, PreTrainedTokenizerBase
 
 from cs336_alignment.numerics.log_probs import sampling_logits
 from cs336_alignment.numerics.tokenization import padding_id
+from cs336_alignment.rollout.decoding import has_window, join_caches, roomy_cache, use_decoding_attention
 from cs336_alignment.rollout.engine import Completion, Sampling, WeightSum, check_prompt_lengths
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 MAX_BATCH_SIZE = 64
+PROMPTS_AT_ONCE = 8
+"""Prompts of similar length that are run together: enough tokens for the matrix products, and little padding."""
+CDF_BLOCK = 128
+"""Probabilities that are added up at once in `invert_cdf`; it divides the vocabulary of most models."""
 
 
 @dataclass
@@ -63,6 +71,7 @@ class TransformersEngine:
         self.dtype = dtype
         self.model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         self.model.to(self.device).eval()
+        use_decoding_attention(self.model)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(model)
         self._policy_version = 0
         self._max_batch_size = max_batch_size
@@ -141,35 +150,48 @@ class TransformersEngine:
             for sequence in active:
                 if sequence.completion is None:
                     sequence.completion = self._completion_if_finished(sequence, sampling)
-            unfinished = [row for row, sequence in enumerate(active) if sequence.completion is None]
-            if not unfinished:
+            rows = _rows_to_keep([sequence.completion is not None for sequence in active])
+            if not rows:
                 break
-            # Dropping rows copies the cache, so wait until it saves a quarter of the batch.
-            if len(unfinished) <= 0.75 * len(active):
-                kept = torch.tensor(unfinished, device=self.device)
+            if len(rows) < len(active):
+                kept = torch.tensor(rows, device=self.device)
                 cache.batch_select_indices(kept)
                 attention_mask, token_ids = attention_mask[kept], token_ids[kept]
-                active = [active[row] for row in unfinished]
+                active = [active[row] for row in rows]
             attention_mask = torch.cat([attention_mask, attention_mask.new_ones(len(active), 1)], dim=1)
             logits = self._forward(token_ids.unsqueeze(1), attention_mask, cache)
         return sequences
 
-    def _prefill(self, prompt_ids: list[list[int]], n: int) -> tuple[Tensor, DynamicCache, Tensor]:
-        """Run each prompt once; repeat its logits and keys for the n sequences that continue it."""
-        width = max(map(len, prompt_ids))
-        ids = torch.full((len(prompt_ids), width), padding_id(self.tokenizer))
-        attention_mask = torch.zeros_like(ids)
-        for row, prompt in enumerate(prompt_ids):
-            ids[row, width - len(prompt) :] = torch.tensor(prompt)
-            attention_mask[row, width - len(prompt) :] = 1
-        cache = DynamicCache(config=self.model.config)
-        attention_mask = attention_mask.to(self.device)
-        logits = self._forward(ids.to(self.device), attention_mask, cache)
-        cache.batch_repeat_interleave(n)
-        return logits.repeat_interleave(n, dim=0), cache, attention_mask.repeat_interleave(n, dim=0)
+    def _prefill(self, prompt_ids: list[list[int]], n: int) -> tuple[Tensor, Cache, Tensor]:
+        """Run each prompt once, what all begin with once for all; repeat its logits and keys for n sequences."""
+        # Padding lies between the stem and the rest of a prompt.
+        stem = [] if has_window(self.model.config) else _common_beginning(prompt_ids)
+        stem_cache = roomy_cache(self.model.config)
+        if stem:
+            self._forward(*self._padded([stem]), stem_cache)
+        logits, masks, caches = [], [], []
+        for start in range(0, len(prompt_ids), PROMPTS_AT_ONCE):
+            ids, mask = self._padded([prompt[len(stem) :] for prompt in prompt_ids[start : start + PROMPTS_AT_ONCE]])
+            masks.append(pad(mask, (len(stem), 0), value=1))
+            caches.append(join_caches([stem_cache], len(ids)) if stem else roomy_cache(self.model.config))
+            logits.append(self._forward(ids, masks[-1], caches[-1]))
+        width = max(mask.shape[1] for mask in masks)
+        attention_mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in masks])
+        repeated_logits = torch.cat(logits).repeat_interleave(n, dim=0)
+        return repeated_logits, join_caches(caches, n), attention_mask.repeat_interleave(n, dim=0)
+
+    def _padded(self, token_ids: list[list[int]]) -> tuple[Int[Tensor, "batch width"], Int[Tensor, "batch width"]]:
+        """Ids padded on the left, and a mask with 1 where there is a token."""
+        width = max(map(len, token_ids))
+        ids = torch.full((len(token_ids), width), padding_id(self.tokenizer))
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(token_ids):
+            ids[row, width - len(sequence) :] = torch.tensor(sequence)
+            mask[row, width - len(sequence) :] = 1
+        return ids.to(self.device), mask.to(self.device)
 
     def _forward(
-        self, ids: Int[Tensor, "batch new"], attention_mask: Int[Tensor, "batch total"], cache: DynamicCache
+        self, ids: Int[Tensor, "batch new"], attention_mask: Int[Tensor, "batch total"], cache: Cache
     ) -> Float[Tensor, "batch vocab"]:
         """Logits after the last of the new tokens. Padding on the left must not shift positions."""
         positions = (attention_mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
@@ -197,7 +219,7 @@ class TransformersEngine:
             token_ids = log_probs.argmax(dim=-1)
         else:
             uniforms = torch.tensor([sequence.uniforms[step] for sequence in active], device=self.device)
-            token_ids = invert_cdf(log_probs.double().exp(), uniforms)
+            token_ids = invert_cdf(log_probs.exp(), uniforms)
         chosen = log_probs.gather(1, token_ids.unsqueeze(1)).squeeze(1)
         for sequence, token_id, log_prob in zip(active, token_ids.tolist(), chosen.tolist(), strict=True):
             if sequence.completion is None:
@@ -240,13 +262,35 @@ def keep_top_p(logits: Float[Tensor, "batch vocab"], top_p: float) -> Float[Tens
     return logits.masked_fill(torch.zeros_like(outside).scatter(1, order, outside), float("-inf"))
 
 
-def invert_cdf(probs: Float64[Tensor, "batch vocab"], uniforms: Float64[Tensor, "batch"]) -> Int[Tensor, "batch"]:
+def invert_cdf(probs: Float[Tensor, "batch vocab"], uniforms: Float64[Tensor, "batch"]) -> Int[Tensor, "batch"]:
     """The first token at which the cumulative probability reaches each uniform number.
 
-    With numbers in (0, 1], not [0, 1), it is never a token of probability 0, nor one past the end.
+    With numbers in (0, 1], not [0, 1), it is never a token of probability 0, nor one past the end. Sums are float64.
+    First the block of tokens is found, then the token in it, so that one block alone is summed token by token.
     """
-    cdf = probs.cumsum(dim=-1)
-    return torch.searchsorted(cdf, (uniforms * cdf[:, -1]).unsqueeze(1)).squeeze(1)
+    blocks = pad(probs, (0, -probs.shape[1] % CDF_BLOCK)).unflatten(1, (-1, CDF_BLOCK))
+    ends = blocks.sum(dim=2, dtype=torch.float64).cumsum(dim=1)
+    reached = uniforms.unsqueeze(1) * ends[:, -1:]
+    block = torch.searchsorted(ends, reached)
+    before = pad(ends, (1, 0)).gather(1, block)
+    cdf = blocks[torch.arange(len(blocks), device=blocks.device), block[:, 0]].double().cumsum(dim=1)
+    # Rounding may leave the block's own sum a little short of the number that lies in it.
+    return (block * CDF_BLOCK + torch.searchsorted(cdf, (reached - before).minimum(cdf[:, -1:])))[:, 0]
+
+
+def _common_beginning(prompt_ids: list[list[int]]) -> list[int]:
+    """What all prompts begin with, less a last token of each; nothing where there is one prompt alone."""
+    if len(prompt_ids) == 1:
+        return []
+    columns = zip(*(prompt[:-1] for prompt in prompt_ids), strict=False)
+    return [column[0] for column in takewhile(lambda column: len(set(column)) == 1, columns)]
+
+
+def _rows_to_keep(finished: Sequence[bool]) -> list[int]:
+    """Of the rows of a batch those that go on, in their places but for the last ones, which fill the gaps."""
+    going_on = [row for row, done in enumerate(finished) if not done]
+    last = [row for row in going_on if row >= len(going_on)]
+    return [last.pop() if finished[place] else place for place in range(len(going_on))]
 
 
 def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
