@@ -1,6 +1,6 @@
 """One rank of a test: trains a fake model on a fixed batch, and writes down what came out.
 
-torchrun --nproc_per_node 2 -m tests.rank_worker OUTPUT [ddp | fsdp2]
+torchrun --nproc_per_node 2 -m tests.rank_worker OUTPUT [replicas | fsdp2]
 """
 
 import sys
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.ranks import Ranks, leave_peers
+from cs336_alignment.rollout.transformers_engine import Dtype
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
 from cs336_alignment.training.distributed import Sharding
@@ -74,9 +75,10 @@ def train(ranks: Ranks, sharding: Sharding, folder: Path, token_budget: int | No
     }
 
 
-def half_precision(ranks: Ranks, compute_dtype: torch.dtype | None) -> dict[str, Any]:
-    """The gradient of a real tiny Qwen2 as the default is on GPUs: put together in bfloat16, added in float32."""
-    policy = Policy.load(TINY_QWEN2, dtype="float32" if compute_dtype is None else "bfloat16")
+def real_gradient(ranks: Ranks, dtype: Dtype, activation_checkpointing: bool = False) -> dict[str, Any]:
+    """The gradient of a real tiny Qwen2. In bfloat16 on several ranks it is as the default is on GPUs: weights are put
+    together in bfloat16, gradients added in float32."""
+    policy = Policy.load(TINY_QWEN2, dtype=dtype, activation_checkpointing=activation_checkpointing)
     learner = Learner(policy, OptimizerConfig(token_budget=12), ranks, Path())
     gradients: dict[str, Tensor] = {}
 
@@ -114,7 +116,8 @@ def main() -> None:
     sharding = "fsdp2" if "fsdp2" in sys.argv else "replicas"
     results = [train(ranks, sharding, output.parent, token_budget) for token_budget in BUDGETS]
     if sharding == "fsdp2":
-        torch.save(half_precision(ranks, torch.bfloat16), output.with_suffix(f".half.{ranks.index}.pt"))
+        gradients = [real_gradient(ranks, "bfloat16", checkpointing) for checkpointing in (False, True)]
+        torch.save(gradients, output.with_suffix(f".half.{ranks.index}.pt"))
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))
     leave_peers()

@@ -11,7 +11,7 @@ import torch
 from cs336_alignment.ranks import Ranks
 from cs336_alignment.run_folder import UsageError
 from tests.common import REPOSITORY
-from tests.rank_worker import BUDGETS, half_precision, train
+from tests.rank_worker import BUDGETS, real_gradient, train
 
 TORCHRUN = "torch.distributed.run --nproc_per_node=2 --standalone"
 # The README's `accelerate launch --multi_gpu --num_processes 2`, on a port that is free. As a user's accelerate config
@@ -67,9 +67,11 @@ def test_shards_in_half_precision_come_near_float32(tmp_path):
     """The default on several GPUs. The weights stay float32; the gradient is off by what bfloat16 rounds away: 1 to 3
     per cent of its norm, and it does not shrink with the number of ranks, as an average in place of a sum would."""
     launch(["-m", "tests.rank_worker", str(tmp_path / "result"), "fsdp2"])
-    exact = half_precision(Ranks(), None)
+    exact = real_gradient(Ranks(), "float32")
     for rank in range(2):
-        half = torch.load(tmp_path / f"result.half.{rank}.pt")
+        half, checkpointed = torch.load(tmp_path / f"result.half.{rank}.pt")
+        for name, gradient in half["gradients"].items():
+            torch.testing.assert_close(checkpointed["gradients"][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
         assert half["dtypes"] == {"torch.float32"}
         assert half["log_probs"].dtype == torch.float32
         torch.testing.assert_close(half["log_probs"], exact["log_probs"], rtol=0.02, atol=0.02)
