@@ -138,8 +138,8 @@ def run_to_end(config: Config, folder: Path) -> float:
 
 
 def killed_after(config: Config, folder: Path, seconds: float, saving: bool, after_checkpoint: bool) -> bool:
-    """Start the run, or go on with it, and kill it: at that moment, or while it writes its next checkpoint, or not before
-    there is one. False where it came to its end first."""
+    """Start the run, or go on with it, and kill it: at that moment, or while it writes its next checkpoint, or not
+    before there is one. False where it came to its end first."""
     process = subprocess.Popen(command(config, folder), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     began = time()
     deadline = began + seconds
