@@ -29,6 +29,10 @@ MAY_IMPORT = {
     "math_baseline": {
         *("environment", "evaluation", "evaluation_report", "prompts", "ranks", "rollout", "run_folder", "tasks"),
     },
+    "node_check": {
+        *("environment", "evaluation", "math_baseline", "numerics", "ranks", "rollout", "run_folder", "tasks"),
+        "training",
+    },
     "__init__": set(),
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
