@@ -5,17 +5,13 @@ import signal
 import time
 
 from cs336_alignment.node_check import devices, learning
-from cs336_alignment.node_check.outcome import CheckFailedError, CheckSkippedError, Figures, Setting
+from cs336_alignment.node_check.outcome import CheckFailedError, Figures, Setting
 from cs336_alignment.ranks import Ranks
 
 
 def counts_ranks(_: Setting) -> Figures:
     ranks = Ranks()
     return {"ranks": ranks.gather([ranks.index])}
-
-
-def has_no_subject(_: Setting) -> Figures:
-    raise CheckSkippedError("nothing to check here")
 
 
 def finds_a_fault_on_the_second_rank(_: Setting) -> Figures:

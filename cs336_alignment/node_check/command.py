@@ -32,38 +32,73 @@ from cs336_alignment.run_folder import write_json
 REPORT = "check_node.json"
 _NCCL = "NCCL_DEBUG=INFO cs336-check-node --only all-reduce; NCCL_P2P_DISABLE=1 gets around a faulty link between GPUs"
 _ENGINE = f"read the log in OUTPUT/check_node; {GPU_INSTALL}"
+_REINSTALL = "uv sync --extra gpu --reinstall-package torch"
 
 CHECKS = (
     Check("software", "driver, CUDA, C library and torch agree", machine.software, GPU_INSTALL),
-    Check("gpus", "memory, links, CUDA_VISIBLE_DEVICES", machine.gpus, "nvidia-smi; nvidia-smi topo -m"),
-    Check("disk", "room for checkpoints in the output folder, and its speed", machine.disk, "df -h OUTPUT; quota -s"),
-    Check("all-reduce", "the ranks add numbers up; bandwidth", devices.all_reduce, _NCCL, limit_seconds=180),
     Check(
-        "attention",
-        "packed attention and its gradients against a dense mask, the kernel against float32",
-        devices.attention,
-        "uv sync --extra gpu --reinstall-package torch",
+        name="gpus",
+        about="memory, links, CUDA_VISIBLE_DEVICES",
+        run=machine.gpus,
+        to_type="nvidia-smi; nvidia-smi topo -m",
+        skip=machine.without_gpus,
+    ),
+    Check("disk", "room for checkpoints in the output folder, and its speed", machine.disk, "df -h OUTPUT; quota -s"),
+    Check(
+        name="all-reduce",
+        about="the ranks add numbers up; bandwidth",
+        run=devices.all_reduce,
+        to_type=_NCCL,
+        limit_seconds=180,
+        skip=devices.without_peers,
+    ),
+    Check(
+        name="attention",
+        about="packed attention and its gradients against a dense mask, the kernel against float32",
+        run=devices.attention,
+        to_type=_REINSTALL,
         limit_seconds=180,
         one_process_on_cpu=True,
     ),
     Check(
-        "output-head",
-        "log-probs and gradients of the chunked head against float64",
-        devices.output_head,
-        "uv sync --extra gpu --reinstall-package torch",
+        name="output-head",
+        about="log-probs and gradients of the chunked head against float64",
+        run=devices.output_head,
+        to_type=_REINSTALL,
         limit_seconds=240,
         one_process_on_cpu=True,
     ),
-    Check("engine", "start, sample, sleep, wake, two syncs with proof", learning.engine, _ENGINE, limit_seconds=420),
     Check(
-        "engine-tensor-parallel",
-        "the same, an engine spread over GPUs",
-        learning.engine_tensor_parallel,
-        f"--tensor-parallel-size 1 in every command, which does without; {_NCCL}",
+        name="engine",
+        about="start, sample, sleep, wake, two syncs with proof",
+        run=learning.engine,
+        to_type=_ENGINE,
+        limit_seconds=420,
+        skip=learning.without_vllm,
+    ),
+    Check(
+        name="engine-tensor-parallel",
+        about="the same, an engine spread over GPUs",
+        run=learning.engine_tensor_parallel,
+        to_type=f"--tensor-parallel-size 1 in every command, which does without; {_NCCL}",
+        limit_seconds=420,
+        skip=learning.without_groups,
+    ),
+    Check(
+        name="grpo-small",
+        about="GRPO steps and a checkpoint, small policy",
+        run=learning.grpo_small,
+        to_type=_ENGINE,
         limit_seconds=420,
     ),
-    Check("grpo-small", "GRPO steps and a checkpoint, small policy", learning.grpo_small, _ENGINE, limit_seconds=420),
-    Check("grpo-model", "the same with --model, at real sizes", learning.grpo_model, _ENGINE, limit_seconds=900),
+    Check(
+        name="grpo-model",
+        about="the same with --model, on GPUs at the sizes of a run",
+        run=learning.grpo_model,
+        to_type=_ENGINE,
+        limit_seconds=900,
+        skip=learning.without_model,
+    ),
 )
 
 

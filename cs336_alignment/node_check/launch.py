@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from cs336_alignment.node_check.outcome import Check, CheckFailedError, CheckSkippedError, Figures, Outcome, Setting
+from cs336_alignment.node_check.outcome import Check, CheckFailedError, Figures, Outcome, Setting
 from cs336_alignment.run_folder import read_json
 
 LAST_LINES = 8
@@ -29,12 +29,13 @@ def run_check(check: Check, setting: Setting) -> Outcome:
         return Outcome(check.name, status, message, to_type, figures or {}, seconds)
 
     try:
+        reason = check.skip(setting)
+        if reason is not None:
+            return outcome("skipped", reason)
         if check.limit_seconds is None:
             return outcome("pass", figures=check.run(setting))
         ranks = 1 if check.one_process_on_cpu and not setting.gpus else setting.ranks
         return outcome("pass", figures=run_on_ranks(check.name, check.run, setting, ranks, check.limit_seconds))
-    except CheckSkippedError as reason:
-        return outcome("skipped", str(reason))
     except CheckFailedError as error:
         return outcome("fail", str(error), error.to_type or check.to_type, error.figures)
     except Exception as error:
@@ -47,8 +48,8 @@ def run_on_ranks(
     """Run a check's function in `ranks` fresh processes under torchrun; the log stays in the work folder.
 
     Raises:
-        CheckFailedError, CheckSkippedError: as the first rank has it that raised it; or a process died, or the time was
-            up, with the last lines that were printed.
+        CheckFailedError: as the first rank has it that raised it; or a process died, or the time was up, with the last
+            lines that were printed.
     """
     setting.work.mkdir(parents=True, exist_ok=True)
     log, answers = setting.work / f"{name}.log", setting.work / f"{name}.answer"
@@ -73,8 +74,6 @@ def _answer(answers: Path, status: int, log: Path) -> Figures:
     """What the ranks wrote. Where one raises, the others end without a word, or raise the same."""
     given = [read_json(path) for path in sorted(answers.parent.glob(f"{answers.name}.*")) if path.suffix != ".partial"]
     for answer in given:
-        if "skipped" in answer:
-            raise CheckSkippedError(answer["skipped"])
         if "problem" in answer:
             raise CheckFailedError(answer["problem"], answer["to_type"], answer["figures"])
     if status or not given:

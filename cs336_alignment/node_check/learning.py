@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import torch
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from cs336_alignment.evaluation import grader_of
 from cs336_alignment.math_baseline import data_folder
-from cs336_alignment.node_check.outcome import CheckFailedError, CheckSkippedError, Figures, Setting
+from cs336_alignment.node_check.outcome import CheckFailedError, Figures, Setting
 from cs336_alignment.numerics.aggregation import sequence_mean_weights
 from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.engine import Sampling, WeightSum
@@ -44,6 +44,32 @@ SHARED_MEMORY, CPU_SEGMENTS = Path("/dev/shm"), "*-cpushm_*"
 """Through which the ranks of an engine on CPUs exchange tensors."""
 
 
+def without_vllm(setting: Setting) -> str | None:
+    """Why no engine of vLLM's is started; on a GPU it has to be there."""
+    if find_spec("vllm") is not None or setting.gpus:
+        return None
+    return f"vLLM is not installed, and a CPU does without; to have it: {CPU_INSTALL}"
+
+
+def without_groups(setting: Setting) -> str | None:
+    """Why no engine is spread over GPUs."""
+    if group_size(setting) == 1:
+        return f"{setting.ranks} GPU(s) do not divide into groups of 2 or 4"
+    return without_vllm(setting)
+
+
+def without_model(setting: Setting) -> str | None:
+    """Why the small policy is all that is trained."""
+    return "no --model was given" if setting.model is None else None
+
+
+def group_size(setting: Setting) -> Literal[1, 2, 4]:
+    """Ranks that share an engine, where one is spread."""
+    if setting.ranks % 4 == 0:
+        return 4
+    return 2 if setting.ranks % 2 == 0 else 1
+
+
 def engine(setting: Setting) -> Figures:
     """An engine on each GPU: start, sample, sleep, wake, and two syncs of weights, each proved."""
     return _engine(setting, tensor_parallel_size=1)
@@ -51,11 +77,7 @@ def engine(setting: Setting) -> Figures:
 
 def engine_tensor_parallel(setting: Setting) -> Figures:
     """The same with the engines' weights spread over GPUs."""
-    if setting.ranks == 1:
-        raise CheckSkippedError("there is one GPU: nothing to spread an engine over")
-    size = next((size for size in (4, 2) if setting.ranks % size == 0), None)
-    if size is None:
-        raise CheckSkippedError(f"{setting.ranks} GPUs do not divide into groups of 2 or 4")
+    size = group_size(setting)
     ranks = Ranks(size)
     problem = ranks.any_of(_left_by_a_killed_engine() if ranks.is_main and not setting.gpus else None)
     if problem:
@@ -73,9 +95,7 @@ def _left_by_a_killed_engine() -> str | None:
     )
 
 
-def _engine(setting: Setting, tensor_parallel_size: int) -> Figures:
-    if find_spec("vllm") is None and not setting.gpus:
-        raise CheckSkippedError(f"vLLM is not installed, and a CPU does without; to have it: {CPU_INSTALL}")
+def _engine(setting: Setting, tensor_parallel_size: Literal[1, 2, 4]) -> Figures:
     config = _small_config(setting, "engine")
     config = replace(config, run=replace(config.run, engine="vllm", tensor_parallel_size=tensor_parallel_size))
     sampling = Sampling(max_tokens=32, n=2)
@@ -128,8 +148,7 @@ def grpo_small(setting: Setting) -> Figures:
 
 def grpo_model(setting: Setting) -> Figures:
     """The same with the model that was named: on GPUs at the sizes of a real run."""
-    if setting.model is None:
-        raise CheckSkippedError("no --model was given")
+    assert setting.model is not None, "asked of without_model"
     small = _small_config(setting, "grpo_model")
     if not setting.gpus:
         return _grpo(replace(small, run=replace(small.run, model=setting.model)), setting)

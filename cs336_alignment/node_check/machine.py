@@ -14,7 +14,7 @@ import torch
 from transformers import AutoConfig
 
 from cs336_alignment import environment
-from cs336_alignment.node_check.outcome import CheckFailedError, CheckSkippedError, Figures, Setting
+from cs336_alignment.node_check.outcome import CheckFailedError, Figures, Setting
 from cs336_alignment.rollout.selection import GPU_INSTALL
 from cs336_alignment.training.memory import GIB, ModelShape
 
@@ -72,13 +72,16 @@ def glibc_problem(glibc: str, cuda: str) -> str | None:
     return f"the C library here is glibc {glibc}, but vLLM's wheel for CUDA {cuda} needs {needed} or newer"
 
 
+def without_gpus(_: Setting) -> str | None:
+    """Why the GPUs are not looked at."""
+    return None if nvidia_smi("-L") else "nvidia-smi lists no GPU"
+
+
 def gpus(setting: Setting) -> Figures:
     """Which GPUs there are, their memory, whether others use it, how they are linked, how they are named to us."""
     fields = "index,uuid,name,memory.total,memory.used"
     listed = nvidia_smi(f"--query-gpu={fields}", "--format=csv,noheader,nounits")
     rows = [line.split(", ") for line in listed.splitlines()]
-    if not rows:
-        raise CheckSkippedError("nvidia-smi lists no GPU")
     visible = setting.visible
     named = rows if visible is None else [row for row in rows if _is_named(row, visible)]
     figures = {

@@ -26,10 +26,6 @@ class CheckFailedError(Exception):
         self.figures = figures or {}
 
 
-class CheckSkippedError(Exception):
-    """The check has no subject on this machine; the message says why."""
-
-
 @dataclass(frozen=True)
 class Setting:
     """What every check is told.
@@ -63,10 +59,10 @@ class Check:
     Attributes:
         name: of it.
         about: what it does, in a line.
-        run: does it. Returns figures, or raises CheckFailedError or CheckSkippedError; another exception is a failure
-            as well.
+        run: does it. Returns figures, or raises CheckFailedError; another exception is a failure as well.
         to_type: what to do where it fails and does not know better.
         limit_seconds: run it in fresh processes, for so long at most; None runs it in this one.
+        skip: why there is nothing to check here; None where there is. It is asked before processes are started.
         one_process_on_cpu: a single process does on a CPU, where there are no devices to go through.
     """
 
@@ -75,6 +71,7 @@ class Check:
     run: Callable[[Setting], Figures]
     to_type: str
     limit_seconds: int | None = None
+    skip: Callable[[Setting], str | None] = lambda _: None
     one_process_on_cpu: bool = False
 
 

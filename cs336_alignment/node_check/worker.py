@@ -11,7 +11,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
-from cs336_alignment.node_check.outcome import CheckFailedError, CheckSkippedError, Setting
+from cs336_alignment.node_check.outcome import CheckFailedError, Setting
 from cs336_alignment.ranks import failing_together, leave_peers
 from cs336_alignment.run_folder import write_json
 
@@ -25,8 +25,6 @@ def main() -> None:
     with failing_together():
         try:
             write_json(path, {"figures": getattr(import_module(module), name)(setting)})
-        except CheckSkippedError as reason:
-            write_json(path, {"skipped": str(reason)})
         except Exception as error:
             own = error if isinstance(error, CheckFailedError) else CheckFailedError(f"{type(error).__name__}: {error}")
             write_json(path, {"problem": str(own), "to_type": own.to_type, "figures": own.figures})
