@@ -4,7 +4,6 @@ import os
 import signal
 import time
 
-from cs336_alignment.node_check import devices, learning
 from cs336_alignment.node_check.outcome import CheckFailedError, Figures, Setting
 from cs336_alignment.ranks import Ranks
 
@@ -32,14 +31,16 @@ def kills_the_second_rank(_: Setting) -> Figures:
     return {}
 
 
-def hangs(_: Setting) -> Figures:
-    print("waiting for a GPU that does not answer", flush=True)
+def hangs(setting: Setting) -> Figures:
+    with (setting.work / "processes").open("a") as file:
+        print(os.getpid(), file=file)
     time.sleep(600)
     return {}
 
 
 def engine_without_sync(setting: Setting) -> Figures:
     """load_policy says that it was made, and leaves the weights as they were."""
+    from cs336_alignment.node_check import learning
     from cs336_alignment.rollout.vllm_engine import VLLMEngine
 
     def load_policy(self: VLLMEngine, weights: object, version: int) -> None:
@@ -53,6 +54,8 @@ def engine_without_sync(setting: Setting) -> Figures:
 
 def wrong_sums(setting: Setting) -> Figures:
     """The second rank adds to what it was sent."""
+    from cs336_alignment.node_check import devices
+
     all_reduce = devices.dist.all_reduce
 
     def faulty(tensor, *arguments, **options):
@@ -67,6 +70,7 @@ def wrong_sums(setting: Setting) -> Figures:
 
 def checkpoint_of_other_weights(setting: Setting) -> Figures:
     """What is written is twice the policy."""
+    from cs336_alignment.node_check import learning
     from cs336_alignment.training.policy import Policy
 
     save = Policy.save

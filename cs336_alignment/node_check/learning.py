@@ -152,14 +152,25 @@ def grpo_model(setting: Setting) -> Figures:
     small = _small_config(setting, "grpo_model")
     if not setting.gpus:
         return _grpo(replace(small, run=replace(small.run, model=setting.model)), setting)
-    defaults = RunConfig()
-    run = replace(small.run, model=setting.model, max_tokens=defaults.max_tokens, dtype="auto")
-    return _grpo(with_fitting_budget(GRPOConfig(run=run, n_grpo_steps=STEPS)), setting)
+    run = replace(small.run, model=setting.model, max_tokens=RunConfig().max_tokens)
+    return _grpo(GRPOConfig(run=run, n_grpo_steps=STEPS), setting)
 
 
-def with_fitting_budget(config: GRPOConfig) -> GRPOConfig:
-    """With the token budget that the memory's prediction allows, and activation checkpointing where none does."""
+def planned(config: GRPOConfig) -> tuple[GRPOConfig, int]:
+    """The options of a run on GPUs, with those that memory decides, and the bytes predicted for each GPU.
+
+    Raises:
+        UsageError: the run would not fit; the message names the option to change.
+    """
     longest = config.longest_example()
+    if config.optimizer.token_budget is None:
+        config = _with_fitting_budget(config, longest)
+    check_memory(config)
+    return config, predict_run(config, longest).total
+
+
+def _with_fitting_budget(config: GRPOConfig, longest: int) -> GRPOConfig:
+    """With the largest token budget that fits, and activation checkpointing where none does without."""
     for checkpointing in (False, True):
         config = replace(config, run=replace(config.run, activation_checkpointing=checkpointing))
         budget = predict_run(config, longest).largest_token_budget
@@ -169,8 +180,9 @@ def with_fitting_budget(config: GRPOConfig) -> GRPOConfig:
 
 
 def _grpo(config: GRPOConfig, setting: Setting) -> Figures:
+    predicted = 0
     if setting.gpus:
-        check_memory(config)
+        config, predicted = planned(config)
     folder = config.run.output
     assert folder is not None
     with PeakMemory() as memory, _session(config) as (session, problems):
@@ -184,10 +196,12 @@ def _grpo(config: GRPOConfig, setting: Setting) -> Figures:
         figures = {"engine": session.engine.description["engine"], "ranks": session.ranks.count}
         figures |= speeds(config, rows, checkpoint_seconds=total - rows[-1]["timing"]["wall_seconds"])
         problem = session.ranks.any_of(_other_checkpoint(folder, session.policy.weight_sums(torch.float32)))
-        peaks = session.ranks.gather([memory.peak])
+        peak = max(session.ranks.gather([memory.peak]))
     if problem:
         raise CheckFailedError(problem, figures=figures)
-    return figures | _memory(config, setting, max(peaks), figures)
+    if not setting.gpus:
+        return figures | {"memory": "not compared: the prediction is a GPU's"}
+    return figures | compare_memory(peak, predicted, figures)
 
 
 def _coin(response: str, _: str) -> dict[str, float]:
@@ -234,20 +248,17 @@ def _other_checkpoint(folder: Path, expected: dict[str, WeightSum]) -> str | Non
     return None
 
 
-def _memory(config: GRPOConfig, setting: Setting, peak: int, figures: Figures) -> Figures:
-    """Measured beside predicted.
+def compare_memory(peak: int, predicted: int, figures: Figures) -> Figures:
+    """Measured beside predicted, both in bytes.
 
     Raises:
-        CheckFailedError: a GPU had more in use than was predicted, with a margin.
+        CheckFailedError: a GPU had more in use than was predicted, with a margin; it keeps `figures`.
     """
-    if not setting.gpus:
-        return {"memory": "not compared: the prediction is a GPU's"}
-    predicted = predict_run(config, config.longest_example()).total
     compared: Figures = {"peak_gib": round(peak / GIB, 2), "predicted_gib": round(predicted / GIB, 2)}
     if peak > MEMORY_MARGIN * predicted:
         raise CheckFailedError(
             f"a GPU had {peak / GIB:.1f} GiB in use, more than the predicted {predicted / GIB:.1f}",
-            "nvidia-smi, for other programs; then a lower --token-budget than the printed table allows",
+            "nvidia-smi, for other programs; then a lower --token-budget than the table in the log allows",
             figures | compared,
         )
     return compared
@@ -314,7 +325,7 @@ def _small_config(setting: Setting, name: str) -> GRPOConfig:
 
 @contextmanager
 def _session(config: GRPOConfig) -> Iterator[tuple[Session, list[Problem]]]:
-    """A session in a folder of its own, which is removed before, after an interruption, and afterwards."""
+    """A session in a folder of its own, which is removed at its end, and before it where an interruption left it."""
     run = config.run
     assert run.output is not None
     problems = problems_from("train-data", run.train_data)
