@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from cs336_alignment.run_folder import read_json
 LAST_LINES = 8
 GRACE_SECONDS = 20
 """For torchrun to end its processes after a time limit, before it kills them."""
+_KILLED = re.compile(r"failed \(exitcode: -(\d+)\) local_rank: (\d+)")
+"""What torchrun says of the first process that failed, where it was killed."""
 _TORCHRUN = ("torch/distributed/elastic/", "torch.distributed.elastic")
 
 
@@ -64,29 +67,34 @@ def run_on_ranks(
         try:
             status = process.wait(limit_seconds)
         except subprocess.TimeoutExpired:
-            raise CheckFailedError(f"not done after {limit_seconds:g} s; it printed last:\n{_end_of(log)}") from None
+            raise CheckFailedError(f"not done after {limit_seconds:g} s; the last lines:\n{_end_of(log)}") from None
         finally:
             _stop(process)
     return _answer(answers, status, log)
 
 
 def _answer(answers: Path, status: int, log: Path) -> Figures:
-    """What the ranks wrote. Where one raises, the others end without a word, or raise the same."""
+    """What the ranks wrote. Where one raises, the others end without a word, or raise the same; where one is killed,
+    what the others say is that it was gone."""
+    killed = _KILLED.search(log.read_text(errors="replace"))
+    if killed:
+        raise CheckFailedError(
+            f"rank {killed[2]} was killed by signal {killed[1]}; the ranks' last lines:\n{_end_of(log)}"
+        )
     given = [read_json(path) for path in sorted(answers.parent.glob(f"{answers.name}.*")) if path.suffix != ".partial"]
     for answer in given:
         if "problem" in answer:
             raise CheckFailedError(answer["problem"], answer["to_type"], answer["figures"])
     if status or not given:
-        raise CheckFailedError(f"a process died; it printed last:\n{_end_of(log)}")
+        raise CheckFailedError(f"a process ended without an answer; the last lines:\n{_end_of(log)}")
     return given[0]["figures"]
 
 
 def _end_of(log: Path) -> str:
-    """The last lines of the processes themselves, and torchrun's word on how they ended."""
+    """The last lines of the processes themselves, without torchrun's."""
     lines = [line.rstrip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     end = next((place for place, line in enumerate(lines) if _of_torchrun(line)), len(lines))
-    last_words = [line for line in lines[end:] if "exitcode" in line][:1]
-    return "\n".join([*lines[max(0, end - LAST_LINES) : end], *last_words])
+    return "\n".join(lines[max(0, end - LAST_LINES) : end])
 
 
 def _of_torchrun(line: str) -> bool:
