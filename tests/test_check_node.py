@@ -417,7 +417,7 @@ def test_wrong_sums_fail(setting):
 def test_a_checkpoint_of_other_weights_fails(setting):
     with pytest.raises(CheckFailedError, match=r"the checkpoint's .* is not the policy's"):
         on_two(node_check_faults.checkpoint_of_other_weights, setting)
-    assert not list(setting.work.glob("run_*"))
+    assert not setting.runs.exists()
 
 
 @needs_vllm
@@ -445,4 +445,4 @@ def test_the_whole_command_on_this_cpu(tmp_path):
     assert figures["engine-tensor-parallel"]["tensor_parallel"] == 2
     assert max(figures["engine"]["proof_largest_difference"]) < 1e-3
     assert figures["grpo-model"]["predicted_minutes_of_200_steps"] > 0
-    assert not list((tmp_path / "check_node").glob("run_*"))
+    assert not Setting(tmp_path).runs.exists()

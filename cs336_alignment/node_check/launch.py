@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def run_on_ranks(
     """
     setting.work.mkdir(parents=True, exist_ok=True)
     log, answers = setting.work / f"{name}.log", setting.work / f"{name}.answer"
+    shutil.rmtree(setting.runs, ignore_errors=True)
     for old in setting.work.glob(f"{answers.name}.*"):
         old.unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -70,6 +72,7 @@ def run_on_ranks(
             raise CheckFailedError(f"not done after {limit_seconds:g} s; the last lines:\n{_end_of(log)}") from None
         finally:
             _stop(process)
+            shutil.rmtree(setting.runs, ignore_errors=True)  # checkpoints are large
     return _answer(answers, status, log)
 
 

@@ -3,7 +3,6 @@
 They are a run's own code on every rank: `Session` opens, syncs, proves and saves, `train_grpo` is the loop.
 """
 
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -307,7 +306,7 @@ def _small_config(setting: Setting, name: str) -> GRPOConfig:
         model=str(policy),
         train_data=data / "arithmetic" / "train.jsonl",
         eval_data=data / "arithmetic" / "dev.jsonl",
-        output=setting.work / f"run_{name}",
+        output=setting.runs / name,
         max_tokens=64,
         eval_every=STEPS,
         eval_limit=8,
@@ -325,19 +324,10 @@ def _small_config(setting: Setting, name: str) -> GRPOConfig:
 
 @contextmanager
 def _session(config: GRPOConfig) -> Iterator[tuple[Session, list[Problem]]]:
-    """A session in a folder of its own, which is removed at its end, and before it where an interruption left it."""
-    run = config.run
-    assert run.output is not None
-    problems = problems_from("train-data", run.train_data)
-    eval_problems = problems_from("eval-data", run.eval_data)
-    ranks = Ranks(run.tensor_parallel_size)
-    if ranks.is_main:
-        shutil.rmtree(run.output, ignore_errors=True)
-    ranks.wait()
-    try:
-        with Session(config, run, config.optimizer, eval_problems, steps=config.n_grpo_steps, ranks=ranks) as session:
-            yield session, problems[: 4 * ranks.count]
-            ranks.wait()
-    finally:
-        if ranks.is_main:
-            shutil.rmtree(run.output, ignore_errors=True)
+    """A session, and problems for a few prompts a rank. launch.py removes its folder."""
+    problems = problems_from("train-data", config.run.train_data)
+    eval_problems = problems_from("eval-data", config.run.eval_data)
+    steps = config.n_grpo_steps
+    with Session(config, config.run, config.optimizer, eval_problems, steps=steps) as session:
+        yield session, problems[: 4 * session.ranks.count]
+        session.ranks.wait()

@@ -9,7 +9,7 @@ Figures = dict[str, Any]
 """What a check measured, by names that carry their unit; JSON can hold it."""
 
 WORK_FOLDER = "check_node"
-"""Within the output folder: logs of the checks, and their runs, which are removed when they end."""
+"""Within the output folder."""
 
 
 class CheckFailedError(Exception):
@@ -49,7 +49,13 @@ class Setting:
 
     @property
     def work(self) -> Path:
+        """Where the checks' logs are."""
         return self.output / WORK_FOLDER
+
+    @property
+    def runs(self) -> Path:
+        """Where a check may run training; removed when it ends."""
+        return self.work / "runs"
 
 
 @dataclass(frozen=True)
