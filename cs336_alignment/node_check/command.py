@@ -137,8 +137,10 @@ def check_node(config: NodeCheckConfig, console: Console) -> bool:
     chosen = [check for check in CHECKS if check.name in config.only or not config.only]
     outcomes: list[Outcome] = []
     for check in chosen:
-        console.print(f"{check.name}: {check.about} ...", highlight=False)
-        outcomes.append(_blocked(check, outcomes) or run_check(check, setting))
+        blocked = _blocked(check, outcomes)
+        if blocked is None:
+            console.print(f"{check.name}: {check.about} ...", highlight=False)
+        outcomes.append(blocked or run_check(check, setting))
     seconds = round(monotonic() - began, 1)
     console.print(as_table(outcomes))
     for outcome in outcomes:

@@ -50,7 +50,7 @@ def software(_: Setting) -> Figures:
         environment.check_cuda_driver()
     except environment.DriverTooOldError as error:
         problem, *commands = str(error).splitlines()
-        raise CheckFailedError(problem, "\n".join(commands), figures) from error
+        raise CheckFailedError(problem, "\n".join(commands).strip(), figures) from error
     too_old = glibc_problem(glibc, torch.version.cuda)
     if too_old:
         raise CheckFailedError(too_old, figures=figures)
@@ -88,7 +88,7 @@ def gpus(setting: Setting) -> Figures:
         "names": [name for _, _, name, _, _ in named],
         "memory_gib": [round(int(total) / 1024, 1) for *_, total, _ in named],
         "memory_used_mib": [int(used) for *_, used in named],
-        "links": links(nvidia_smi("topo", "-m")),
+        "links": links(nvidia_smi("topo", "-m")) or "none",
         "cuda_visible_devices": form_of(visible),
     }
     if not named:
