@@ -17,4 +17,5 @@ floor:
                     metrics, run_record                                              what they leave written
                     memory, memory_check, alarms, curves             before, during and after a run
 4.  math_baseline.py, and scripts/ in the repository: one verb a file
+    node_check/     proves a machine before the first job
 """
