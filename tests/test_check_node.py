@@ -66,14 +66,6 @@ def node(tmp_path, monkeypatch):
     return say
 
 
-@pytest.mark.parametrize(("glibc", "cuda", "fits"), [
-    ("2.28", "12.8", False), ("2.31", "12.8", True), ("2.17", "13.0", False), ("2.28", "13.0", True),
-    ("", "13.0", True), ("2.9", "13.0", False), ("2.100", "12.8", True),
-])  # fmt: skip
-def test_glibc(glibc, cuda, fits):
-    assert (machine.glibc_problem(glibc, cuda) is None) == fits
-
-
 def test_software_of_a_cpu(setting, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no nvidia-smi
     figures = machine.software(setting)

@@ -195,7 +195,7 @@ QWEN = "qwen2.5-math-1.5b"
             "scripts/launch.py --standalone --nproc-per-node 4 -m cs336_alignment.math_baseline "
             f"--data data/gsm8k/test.jsonl --model data/models/{QWEN} --output SCRATCH/runs/baseline",
         ),
-        ("check_node", {}, "scripts/check_node.py"),
+        ("check_node", {}, f"scripts/check_node.py --model data/models/{QWEN} --output SCRATCH/runs/check_node"),
     ],
 )
 def test_each_job_runs_down_to_its_command(site, job, variables, command):

@@ -4,6 +4,7 @@ What is computed has an exact or a float64 answer. Each GPU does it, and the wor
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +18,7 @@ from cs336_alignment.node_check.outcome import CheckFailedError, Figures, Settin
 from cs336_alignment.numerics.log_probs import chunked_token_loss
 from cs336_alignment.ranks import Ranks
 from cs336_alignment.training.packing import PackedBatch, TokenExample, pack, packed_attention
+from cs336_alignment.training.varlen import choose_kernel
 
 Attend = Callable[..., tuple[Tensor, None]]
 """The signature of `packed_attention`."""
@@ -70,6 +72,9 @@ def attention(setting: Setting) -> Figures:
     ranks = Ranks()
     figures: Figures = {"float32_error": compare_with_dense(packed_attention, ranks.device)}
     if setting.gpus:
+        if choose_kernel(ranks.device, torch.bfloat16, HEAD_DIM) is None:
+            raise CheckFailedError("no attention kernel runs on this GPU: training would be many times slower")
+        figures["kernel"] = "flash-attn's" if find_spec("flash_attn") else "torch's varlen_attn"
         figures["bfloat16_error"] = compare_with_float32(packed_attention, ranks.device)
     else:
         figures["kernel"] = "not run: there is no GPU"

@@ -27,8 +27,6 @@ LEAST_FREE = GIB
 TRIAL_BYTES = 2**28
 OCCUPIED_MIB = 1024
 """A GPU with more memory in use than this serves another program."""
-_OLDEST_GLIBC = {"12": (2, 31), "13": (2, 28)}
-"""By the tags of vLLM's wheels for each CUDA version: manylinux_2_31 and manylinux_2_28."""
 
 
 def software(_: Setting) -> Figures:
@@ -48,10 +46,10 @@ def software(_: Setting) -> Figures:
         raise CheckFailedError(problem, GPU_INSTALL, figures)
     try:
         environment.check_cuda_driver()
-    except environment.DriverTooOldError as error:
+    except environment.MachineError as error:
         problem, *commands = str(error).splitlines()
         raise CheckFailedError(problem, "\n".join(commands).strip(), figures) from error
-    too_old = glibc_problem(glibc, torch.version.cuda)
+    too_old = environment.glibc_problem(glibc, torch.version.cuda)
     if too_old:
         raise CheckFailedError(too_old, figures=figures)
     if not torch.cuda.is_available():
@@ -61,15 +59,6 @@ def software(_: Setting) -> Figures:
     if find_spec("vllm") is None:
         raise CheckFailedError("vLLM is not installed, and rollouts need it on a GPU", GPU_INSTALL, figures)
     return figures
-
-
-def glibc_problem(glibc: str, cuda: str) -> str | None:
-    """What is wrong with a C library, say "2.28", for the stack of a CUDA version, say "12.8"; None: nothing."""
-    oldest = _OLDEST_GLIBC.get(cuda.split(".")[0])
-    if oldest is None or not glibc or tuple(map(int, glibc.split(".")[:2])) >= oldest:
-        return None
-    needed = ".".join(map(str, oldest))
-    return f"the C library here is glibc {glibc}, but vLLM's wheel for CUDA {cuda} needs {needed} or newer"
 
 
 def without_gpus(_: Setting) -> str | None:
