@@ -17,7 +17,7 @@ from cs336_alignment.numerics import log_probs
 from cs336_alignment.ranks import Ranks, leave_peers
 from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import PACKED_ATTENTION, PackedBatch, TokenExample, pack
-from cs336_alignment.training.policy import Policy, _checkpoint_layers
+from cs336_alignment.training.policy import Policy, checkpoint_layers
 from tests.live_bytes import LiveBytes
 
 SIZES: Any = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 1024}
@@ -74,7 +74,7 @@ def measure(name: str, dtype: str, checkpointing: bool, ranks: Ranks, folder: Pa
     config = CONFIGS[name]
     model = AutoModelForCausalLM.from_config(config, attn_implementation=PACKED_ATTENTION).float().eval()
     if checkpointing:
-        _checkpoint_layers(model)
+        checkpoint_layers(model)
     compute = torch.bfloat16 if dtype == "bfloat16" else None
     policy = Policy(model, Vocabulary(config.vocab_size - PADDING), compute_dtype=compute)
     learner = Learner(policy, OptimizerConfig(token_budget=4096), ranks, folder)
