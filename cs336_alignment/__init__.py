@@ -15,7 +15,8 @@ floor:
                     policy, packing, batching, microbatch, learner   from examples to an optimiser step
                     session, rollouts, checkpoint, interruption, distributed         around the loops
                     metrics, run_record                                              what they leave written
-                    memory, memory_check, alarms, curves             before, during and after a run
+                    memory, memory_phases, memory_plan, memory_check, disk_space     before a run
+                    alarms, curves                                                   during and after it
 4.  math_baseline.py, and scripts/ in the repository: one verb a file
     node_check/     proves a machine before the first job
 """

@@ -78,22 +78,22 @@ def recipe_arguments(path: Path, config_type: type) -> list[str]:
         raise UsageError(f"--config: there is no {path}") from None
     except (ValueError, KeyError) as error:  # both decoders' errors are ValueErrors
         raise UsageError(f"--config: {path} is neither TOML nor the run.json of a run: {error}") from error
-    options = set(option_names(config_type))
+    options = dict(option_types(config_type))
     for name in recipe:
         if name not in options:
             nearest = get_close_matches(name, options, n=1, cutoff=0.0)[0]
             raise UsageError(f"--config: {path} sets {name}, which this command has not; the nearest is {nearest}")
-    return [argument for name, value in recipe.items() for argument in _arguments(name, value)]
+    return [argument for name, value in recipe.items() for argument in _arguments(name, value, options[name])]
 
 
-def option_names(config_type: Any) -> Iterator[str]:
-    """The fields of a dataclass and of those in it, by their names alone."""
+def option_types(config_type: Any) -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass and of those in it, by their names alone, and their types."""
     hints = get_type_hints(config_type)
     for field in fields(config_type):
         if is_dataclass(hints[field.name]):
-            yield from option_names(hints[field.name])
+            yield from option_types(hints[field.name])
         else:
-            yield field.name
+            yield field.name, hints[field.name]
 
 
 def _config_of_run(path: Path) -> dict[str, Any]:
@@ -108,9 +108,9 @@ def _flat(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _arguments(name: str, value: Any) -> list[str]:
+def _arguments(name: str, value: Any, option_type: Any) -> list[str]:
     option = name.replace("_", "-")
-    if isinstance(value, bool):
+    if isinstance(value, bool) and option_type is bool:  # one that may be None too takes a word
         return [f"--{option}" if value else f"--no-{option}"]
     if isinstance(value, list):
         return [f"--{option}", *map(str, value)]

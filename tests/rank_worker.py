@@ -38,8 +38,9 @@ PROBLEMS = [Problem(f"what is {number}", str(number)) for number in range(5)]
 
 def train(ranks: Ranks, sharding: Sharding, folder: Path, token_budget: int | None) -> dict[str, Any]:
     """Three optimiser steps, and the third once more from a checkpoint; every figure that a rank could get wrong."""
+    accumulation = 7 if token_budget is None else None
     config = OptimizerConfig(
-        learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=7, token_budget=token_budget
+        learning_rate=0.1, max_grad_norm=0.3, gradient_accumulation_steps=accumulation, token_budget=token_budget
     )
     checkpoints = Checkpoints(folder / f"run_of_{ranks.count}_{sharding}_{token_budget}")
     learner, resumed = (Learner(Policy(FakeLM(), FakeTokenizer()), config, ranks, folder, sharding) for _ in range(2))

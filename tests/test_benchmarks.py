@@ -98,6 +98,8 @@ def test_flops_by_hand():
         *(0, 1000),  # parameters of all and of a layer
         *(8, 32, 50),  # hidden, intermediate, vocab
         *(2, 4, 2, 16, 99),  # layers, heads, key heads, width of a head, positions
+        tied=False,
+        norms_after=False,
     )
     layout = Layout((Segment(3), Segment(2, (0,))))
     # Pairs: 1 + 2 + 3 in the first segment, 4 + 5 in the one that follows it. Four tokens are predicted.

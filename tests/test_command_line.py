@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cs336_alignment.command_line import FINISHED, STOPPED, UNUSABLE, option_names, parse_options
+from cs336_alignment.command_line import FINISHED, STOPPED, UNUSABLE, option_types, parse_options
 from cs336_alignment.run_folder import UsageError, record_session
 from cs336_alignment.training import command_line
 from cs336_alignment.training.grpo import GRPOConfig
@@ -80,9 +80,18 @@ def test_a_wrong_value_in_a_recipe_names_the_file(tmp_path, capsys):
     assert "recipe.toml were read before" in capsys.readouterr().err
 
 
+def test_an_option_that_may_be_unset_is_read_back(tmp_path):
+    """What a run left open, and what it chose."""
+    for value in (None, True, False):
+        record_session(tmp_path / str(value), asdict(GRPOConfig(RunConfig(activation_checkpointing=value))), {}, {})
+        read = parse_options(GRPOConfig, None, ["--config", str(tmp_path / str(value) / "run.json")])
+        assert read.run.activation_checkpointing is value
+        assert read.optimizer.token_budget is None
+
+
 def test_options_of_a_real_command_have_names_of_their_own():
     """Without prefixes two fields of one name would be one option."""
-    names = list(option_names(GRPOConfig))
+    names = [name for name, _ in option_types(GRPOConfig)]
     assert len(names) == len(set(names)) > 40
     assert {"model", "learning_rate", "group_size"} <= set(names)
 

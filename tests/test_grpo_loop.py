@@ -286,7 +286,10 @@ def test_several_updates_as_one():
     ("options", "message"),
     [
         ({"rollout_batch_size": 255}, "multiple of group_size"),
-        ({"train_batch_size": 100}, "multiple of gradient_accumulation_steps"),
+        (
+            {"train_batch_size": 100, "optimizer": OptimizerConfig(gradient_accumulation_steps=128)},
+            "multiple of gradient_accumulation_steps",
+        ),
         ({"group_size": 1}, "group_size must be at least 2"),
         ({"rollout_batch_size": 384}, "multiple of train_batch_size"),
         ({"group_size": 512, "rollout_batch_size": 512}, "at least group_size"),
@@ -303,7 +306,9 @@ def test_the_handouts_defaults():
     assert (defaults.n_grpo_steps, defaults.rollout_batch_size, defaults.group_size) == (200, 256, 8)
     assert (defaults.optimizer.learning_rate, defaults.optimizer.betas) == (1e-5, (0.9, 0.95))
     assert (defaults.run.temperature, defaults.min_tokens, defaults.run.max_tokens) == (1.0, 4, 1024)
-    assert (defaults.train_batch_size, defaults.optimizer.gradient_accumulation_steps) == (256, 128)
+    assert defaults.train_batch_size == 256
+    # A budget of tokens splits it, in place of the handout's 128 microbatches: the gradient is the same.
+    assert (defaults.optimizer.token_budget, defaults.optimizer.gradient_accumulation_steps) == (None, None)
     assert (defaults.advantage_eps, defaults.optimizer.max_grad_norm, defaults.optimizer.weight_decay) == (1e-6, 1, 0)
     assert defaults.on_policy
     assert defaults.n_prompts_per_rollout_batch == 32

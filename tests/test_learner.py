@@ -67,7 +67,8 @@ def whole_batch():
 
 @pytest.mark.parametrize(
     "options",
-    [{"gradient_accumulation_steps": steps} for steps in (1, 2, 4, 6)] + [{"token_budget": n} for n in (1, 9, 100)],
+    [{"gradient_accumulation_steps": steps} for steps in (1, 2, 4, 6)]
+    + [{"token_budget": n} for n in (None, 1, 9, 100)],
     ids=str,
 )
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
@@ -170,7 +171,15 @@ def test_warmup_cosine_by_hand():
     assert warmup_cosine(0, 5, 0, 2.0) == 2.0
 
 
-@pytest.mark.parametrize("options", [{"learning_rate": 0.0}, {"token_budget": 0}, {"gradient_accumulation_steps": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"learning_rate": 0.0},
+        {"token_budget": 0},
+        {"gradient_accumulation_steps": 0},
+        {"gradient_accumulation_steps": 2, "token_budget": 512},
+    ],
+)
 def test_options_that_make_no_sense(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         OptimizerConfig(**options)

@@ -30,7 +30,8 @@ from cs336_alignment.training.checkpoint import Checkpoints
 from cs336_alignment.training.grpo import GRPOConfig, train_grpo
 from cs336_alignment.training.learner import OptimizerConfig
 from cs336_alignment.training.memory import GIB
-from cs336_alignment.training.memory_check import check_memory, predict_run
+from cs336_alignment.training.memory_check import check_memory, read_shape
+from cs336_alignment.training.memory_plan import predict
 from cs336_alignment.training.rollouts import Rollout
 from cs336_alignment.training.session import RunConfig, Session, problems_from
 
@@ -161,21 +162,8 @@ def planned(config: GRPOConfig) -> tuple[GRPOConfig, int]:
     Raises:
         UsageError: the run would not fit; the message names the option to change.
     """
-    longest = config.longest_example()
-    if config.optimizer.token_budget is None:
-        config = _with_fitting_budget(config, longest)
-    check_memory(config)
-    return config, predict_run(config, longest).total
-
-
-def _with_fitting_budget(config: GRPOConfig, longest: int) -> GRPOConfig:
-    """With the largest token budget that fits, and activation checkpointing where none does without."""
-    for checkpointing in (False, True):
-        config = replace(config, run=replace(config.run, activation_checkpointing=checkpointing))
-        budget = predict_run(config, longest).largest_token_budget
-        if budget >= longest:
-            return replace(config, optimizer=replace(config.optimizer, token_budget=budget))
-    return config
+    chosen = check_memory(config)
+    return chosen, predict(chosen, read_shape(config.run.model), config.longest_example()).total
 
 
 def _grpo(config: GRPOConfig, setting: Setting) -> Figures:

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from typing import TypeVar
 
-import torch
 import torch.distributed as dist
 
 from cs336_alignment import environment
@@ -14,7 +13,7 @@ from cs336_alignment.rollout.proof import SamplerDifferenceError, StalePolicyErr
 from cs336_alignment.rollout.selection import EngineNotInstalledError
 from cs336_alignment.run_folder import UsageError
 from cs336_alignment.training.learner import NonFiniteLossError
-from cs336_alignment.training.memory_check import TrainingConfig, check_memory
+from cs336_alignment.training.memory_check import TrainingConfig, settle
 
 Config = TypeVar("Config")
 
@@ -37,8 +36,7 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
             if not isinstance(config, TrainingConfig):
                 run(config)
                 return
-            if config.run.dry_run or torch.cuda.is_available():
-                check_memory(config)
+            config = settle(config)
             if config.run.dry_run:
                 return
             finished = run(config)

@@ -27,9 +27,7 @@ class ExpertIterationConfig:
     """Expert iteration."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(eval_every=1, checkpoint_every=1))
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=2e-5, gradient_accumulation_steps=32)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-5))
     sft: SFTStepsConfig = field(default_factory=lambda: SFTStepsConfig(epochs=1))
     """How the policy is fine-tuned in each step."""
     n_ei_steps: int = 5
@@ -51,6 +49,10 @@ class ExpertIterationConfig:
     @property
     def sequences_per_step(self) -> int:
         return self.sft.batch_size
+
+    @property
+    def sequences_sampled(self) -> int:
+        return self.questions_per_step * self.rollouts_per_question
 
     def longest_example(self) -> int:
         return self.run.longest_rollout

@@ -96,8 +96,8 @@ class GRPOConfig:
             raise ValueError(f"kl_coef must not be negative, got {self.kl_coef}")
         checks = {
             "rollout_batch_size must be a multiple of group_size": self.rollout_batch_size % self.group_size == 0,
-            "train_batch_size must be a multiple of gradient_accumulation_steps, where there is no token budget": (
-                self.optimizer.token_budget is not None or self.train_batch_size % accumulation == 0
+            "train_batch_size must be a multiple of gradient_accumulation_steps": (
+                accumulation is None or self.train_batch_size % accumulation == 0
             ),
             "train_batch_size must be at least group_size": self.train_batch_size >= self.group_size,
             "rollout_batch_size must be a multiple of train_batch_size": (
@@ -116,6 +116,10 @@ class GRPOConfig:
     @property
     def sequences_per_step(self) -> int:
         return self.train_batch_size
+
+    @property
+    def sequences_sampled(self) -> int:
+        return self.rollout_batch_size
 
     def longest_example(self) -> int:
         return self.run.longest_rollout

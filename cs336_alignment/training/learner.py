@@ -25,6 +25,9 @@ from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import PackedBatch, TokenExample, pack
 from cs336_alignment.training.policy import Policy, TokenScores
 
+TOKEN_BUDGET = 4096
+"""Of a microbatch, where nothing else was chosen: long enough to keep a GPU busy."""
+
 TokenLossOf = Callable[[Microbatch], TokenLoss]
 """Positions in the train batch -> the weighted loss of their tokens, laid end to end in that order."""
 
@@ -46,22 +49,27 @@ class OptimizerConfig:
     """Decoupled from the gradient."""
     max_grad_norm: float = 1.0
     """The gradient of a step is scaled down to this norm."""
-    gradient_accumulation_steps: int = 128
-    """Microbatches of equal size in an optimiser step, where no token budget is set; fewer where some sequences are not
-    run."""
     token_budget: int | None = None
-    """Longest packed microbatch, in tokens; the number of microbatches follows from it."""
+    """Longest packed microbatch, in tokens; the number of microbatches follows from it. Default: what fits into the
+    GPU's memory, or 4,096 on a CPU."""
+    gradient_accumulation_steps: int | None = None
+    """The handout's split, in place of a token budget: microbatches of equal size in an optimiser step; fewer where
+    some sequences are not run."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "max_grad_norm", "gradient_accumulation_steps"):
+        for name in ("learning_rate", "max_grad_norm"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas must be at least 0 and below 1, got {self.betas}")
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay must not be negative, got {self.weight_decay}")
-        if self.token_budget is not None and self.token_budget < 1:
-            raise ValueError(f"token_budget must be at least 1, got {self.token_budget}")
+        split = {name: getattr(self, name) for name in ("token_budget", "gradient_accumulation_steps")}
+        for name, value in split.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if None not in split.values():
+            raise ValueError("give token_budget or gradient_accumulation_steps: each says how a train batch is split")
 
 
 @dataclass(frozen=True)
@@ -175,12 +183,12 @@ class Learner:
 
     def _plan(self, examples: Sequence[TokenExample], rows: list[int]) -> list[Microbatch]:
         """This rank's microbatches, as many as every other rank's."""
-        if self.config.token_budget is None:
+        if self.config.gradient_accumulation_steps is None:
+            plan = split_by_tokens(examples, rows, self.config.token_budget or TOKEN_BUDGET, self.ranks.count)
+        else:
             # The handout's size, also where some of the examples are not run.
             size = -(-len(examples) // self.config.gradient_accumulation_steps)
             plan = split_by_size(rows, size, self.ranks.count)
-        else:
-            plan = split_by_tokens(examples, rows, self.config.token_budget, self.ranks.count)
         return plan[self.ranks.index]
 
     def _backward(

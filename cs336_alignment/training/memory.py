@@ -1,19 +1,16 @@
-"""How much memory a run will take on each GPU, predicted from the model's config before anything is loaded.
+"""What the parts of a training run take of a GPU's memory, by arithmetic on the model's config.
 
-    weights, AdamW's moments                       float32, as long as the run lives
-    gradients                                      float32, from the first backward pass to the optimiser's step
-    bfloat16 copies, activations, output head      while a microbatch runs; activations grow with its tokens
-    the rollout engine                             while it is awake: it sleeps while the policy trains
+    weights, AdamW's moments, gradients     float32; a part of each where ranks share them (FSDP2)
+    put together                            what FSDP2 gathers to compute: a layer at a time, and what belongs to none
+    activations                             between the forward and the backward pass; they grow with the row's tokens
+    the output head                         a chunk of logits, and the gradient of the whole head
+    the rollout engine                      weights, key-value cache, its own work
 
-So a run has phases, and needs what the largest takes. AdamW's moments appear with the first step: a run that fits
-without them fails in the second. The activations are those of a Qwen2 or Llama layer under packed attention
-(training/packing.py); tests compare them with what torch allocates on a CPU. The `reserve` is an allowance, not a
-measurement.
-
-    uv run python scripts/train_grpo.py ... --dry-run
+The activations are those of a Qwen2, Llama or OLMo-2 layer under packed attention (training/packing.py), segment after
+segment; the kernels that take all segments at once keep less, a fifth at most. Tests compare the sums with what torch
+allocates on a CPU. `memory_phases.py` adds the parts up, phase by phase.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,14 +22,14 @@ from cs336_alignment.training.packing import Layout
 
 GIB = 2**30
 FLOAT32 = 4
-RESERVE = 0.05
-"""Share of the GPU that is left to CUDA's context, libraries' workspaces, fragmentation, and a sleeping engine."""
 KEYS_PER_TOKEN = 3
 """Keys that segments see which follow others, per token of the row: each has those before it again. 3 for a stem of 120
 tokens, 80 more a prompt, and responses of 100, alone or in groups of 8; less for longer responses."""
-BUDGET_STEP = 64
-"""The largest token budget is rounded down to a multiple of this."""
-SMALLER = "shard them over more GPUs (FSDP2), or take a smaller model"
+ENGINE_LOGITS = 6
+"""Float32 arrays of (sequences, vocabulary) that vLLM holds at once while it samples: an allowance."""
+NORMS_AFTER = ("olmo2", "olmo3")
+"""Architectures whose layers normalise what attention and feed-forward give, and queries and keys, instead of what
+attention and feed-forward take."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class ModelShape:
         layer_parameters: of one layer.
         hidden, intermediate, vocab, layers, heads, kv_heads, head_dim: as the config names them.
         max_positions: longest sequence.
+        tied: whether the output head is the embedding.
+        norms_after: see `NORMS_AFTER`.
     """
 
     parameters: int
@@ -56,6 +55,8 @@ class ModelShape:
     kv_heads: int
     head_dim: int
     max_positions: int
+    tied: bool
+    norms_after: bool
 
     @classmethod
     def from_config(cls, config: Any) -> "ModelShape":
@@ -74,15 +75,60 @@ class ModelShape:
             kv_heads=config.num_key_value_heads,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             max_positions=config.max_position_embeddings,
+            tied=config.tie_word_embeddings,
+            norms_after=config.model_type in NORMS_AFTER,
         )
 
     @property
     def head_parameters(self) -> int:
+        """Of the output head, and so of the largest weight."""
         return self.vocab * self.hidden
+
+    @property
+    def root_parameters(self) -> int:
+        """Those that belong to no layer: embedding, head, last norm."""
+        return self.parameters - self.layers * self.layer_parameters
+
+    @property
+    def stored_parameters(self) -> int:
+        """Of the state dict, which has a tied head twice."""
+        return self.parameters + (self.head_parameters if self.tied else 0)
 
     def key_value_bytes(self, positions: int, element_bytes: int) -> int:
         """A key-value cache: a key and a value a layer, for so many positions of all sequences together."""
         return 2 * self.layers * self.kv_heads * self.head_dim * positions * element_bytes
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """How a policy lies on its GPUs, and computes.
+
+    Attributes:
+        compute_bytes: 2 for bfloat16, 4 for float32. Bfloat16 is autocast's where a GPU has the whole policy, and that
+            of the gathered parameters where it has a shard.
+        shards: GPUs that share weights, gradients and moments; 1 where each has all of them.
+        checkpointing: of activations.
+        keep_reference: a copy of the initial policy stays, shared out like the policy.
+    """
+
+    compute_bytes: int
+    shards: int = 1
+    checkpointing: bool = False
+    keep_reference: bool = False
+
+    @property
+    def sharded(self) -> bool:
+        return self.shards > 1
+
+    @property
+    def autocast(self) -> bool:
+        """Copies of float32 weights, and of every linear layer's input, in bfloat16."""
+        return self.compute_bytes < FLOAT32 and not self.sharded
+
+    @property
+    def stream_bytes(self) -> int:
+        """Of a number in the residual stream, which autocast leaves in float32."""
+        return FLOAT32 if self.autocast else self.compute_bytes
 
 
 @dataclass(frozen=True)
@@ -111,315 +157,137 @@ class Row:
     @classmethod
     def filled(cls, tokens: int, longest: int) -> "Row":
         """A row of which no more is known than its length and that of the longest prompt with its response."""
-        return cls(tokens, KEYS_PER_TOKEN * tokens, longest * tokens)
+        return cls(tokens, round(KEYS_PER_TOKEN * tokens), longest * tokens)
 
 
-def layer_activation_bytes(shape: ModelShape, row: Row, compute_bytes: int) -> int:
-    """What one layer keeps for its backward pass; `compute_bytes` is 2 under bfloat16 autocast, else 4.
+def layer_activation_bytes(shape: ModelShape, how: Arrangement, row: Row) -> int:
+    """What one layer keeps for its backward pass.
 
-    The residual stream and the norms are float32 in either case. Autocast casts a norm's output anew for each linear
-    layer that takes it: five times a layer, where float32 shares it, twice.
+    A norm computes in float32. Autocast casts its output anew for each linear layer that takes it: five times a layer,
+    where others share it, twice.
     """
-    attention = shape.heads * shape.head_dim
-    cast_inputs = (5 if compute_bytes < FLOAT32 else 2) * shape.hidden * compute_bytes
+    compute, attention = how.compute_bytes, shape.heads * shape.head_dim
+    norms, widths = 2, 2 * shape.hidden
+    if shape.norms_after:
+        norms, widths = 4, widths + attention + shape.kv_heads * shape.head_dim  # those of queries and keys too
+    scaled = FLOAT32 if shape.norms_after else how.stream_bytes  # OLMo's norms multiply by their weight in float32
     a_token = (
-        2 * shape.hidden * FLOAT32  # the residual stream, as it enters the attention's norm and the MLP's
-        + 2 * shape.hidden * FLOAT32  # both, divided by their root mean square
-        + 2 * FLOAT32  # the root mean squares
-        + cast_inputs  # both norms' outputs, which the linear layers take: q, k, v; gate, up
-        + attention * compute_bytes  # queries
-        + 2 * attention * compute_bytes  # keys and values, repeated for the queries' heads
+        widths * FLOAT32  # the norms' inputs
+        + widths * scaled  # these, divided by their root mean square
+        + norms * FLOAT32  # the root mean squares
+        + (5 if how.autocast else 2) * shape.hidden * compute  # what the linear layers take: q, k, v; gate, up
+        + attention * compute  # queries
+        + 2 * attention * compute  # keys and values, repeated for the queries' heads
         + shape.heads * FLOAT32  # log-sum-exp of the scores
-        + attention * compute_bytes  # what was attended to, segment by segment
-        + attention * compute_bytes  # the same laid end to end: the output projection's input
-        + 4 * shape.intermediate * compute_bytes  # gate, silu(gate), up, and silu(gate) * up
+        + attention * compute  # what was attended to, segment by segment
+        + attention * compute  # the same laid end to end: the output projection's input
+        + 4 * shape.intermediate * compute  # gate, silu(gate), up, and silu(gate) * up
     )
     return (
         row.tokens * a_token
-        + row.keys * 2 * attention * compute_bytes  # keys and values of each prompt again, once a response
-        + row.pairs * compute_bytes  # the responses' masks, as numbers to add to the scores
+        + row.keys * 2 * attention * compute  # keys and values of each prompt again, once a response
+        + row.pairs * compute  # the responses' masks, as numbers to add to the scores
     )
 
 
-def saved_activation_bytes(shape: ModelShape, row: Row, compute_bytes: int, checkpointing: bool) -> int:
+def saved_activation_bytes(shape: ModelShape, how: Arrangement, row: Row) -> int:
     """What all layers keep between the forward and the backward pass. A checkpointed layer keeps its input alone."""
-    layer = row.tokens * shape.hidden * FLOAT32 if checkpointing else layer_activation_bytes(shape, row, compute_bytes)
+    stream = shape.hidden * how.stream_bytes
+    layer = row.tokens * stream if how.checkpointing else layer_activation_bytes(shape, how, row)
     around_the_layers = (
-        2 * shape.hidden * FLOAT32  # the last norm's input, and that divided by its root mean square
+        shape.hidden * FLOAT32  # the last norm's input
+        + (shape.hidden * FLOAT32 if shape.norms_after else stream)  # that divided by its root mean square
         + FLOAT32  # the root mean square
-        + 2 * shape.head_dim * FLOAT32  # cosines and sines of the positions
+        + 2 * shape.head_dim * how.stream_bytes  # cosines and sines of the positions
         + 3 * 8  # token ids, labels, the places that predict them
     )
     return shape.layers * layer + row.tokens * around_the_layers
 
 
-def layer_at_work_bytes(shape: ModelShape, row: Row, compute_bytes: int, checkpointing: bool) -> int:
+def layer_at_work_bytes(shape: ModelShape, how: Arrangement, row: Row) -> int:
     """What the backward pass of one layer adds: a few gradients, for what the layer saved is freed as they come, and
     all that the layer saves where it was not kept but computed again."""
-    gradients = row.tokens * (2 * shape.hidden * FLOAT32 + 2 * shape.intermediate * compute_bytes)
-    return gradients + (layer_activation_bytes(shape, row, compute_bytes) if checkpointing else 0)
+    gradients = row.tokens * (2 * shape.hidden * FLOAT32 + 2 * shape.intermediate * how.compute_bytes)
+    return gradients + (layer_activation_bytes(shape, how, row) if how.checkpointing else 0)
 
 
-def head_buffer_bytes(shape: ModelShape, tokens: int, compute_bytes: int) -> int:
-    """What the chunked output head needs while it runs (numerics/log_probs.py), whatever the row's length."""
+def hidden_bytes(shape: ModelShape, how: Arrangement) -> int:
+    """A token's hidden state, that state again where it predicts one of a response, and its gradient."""
+    return 3 * shape.hidden * how.stream_bytes
+
+
+def head_buffer_bytes(shape: ModelShape, how: Arrangement, tokens: int) -> int:
+    """What the chunked output head holds while it scores so many tokens (numerics/log_probs.py)."""
     rows = min(tokens, LOGITS_CHUNK_BYTES["cuda"] // (shape.vocab * FLOAT32))
-    products = rows * shape.vocab * compute_bytes  # the chunk's one buffer
+    products = rows * shape.vocab * how.compute_bytes  # the chunk's one buffer
     block = min(BLOCK_BYTES["cuda"], rows * shape.vocab * FLOAT32)
-    buffers = products + 3 * block  # a block's logits, masked; shifted; their exponentials
-    if compute_bytes == FLOAT32:
-        return buffers
-    copy = shape.head_parameters * compute_bytes  # the head in the compute dtype
-    product = shape.head_parameters * compute_bytes  # one chunk's part of the head's gradient, before it is added
-    return buffers + copy + product
+    copy = shape.head_parameters * how.compute_bytes if how.autocast else 0
+    return products + 3 * block + copy  # a block's logits, masked; shifted; their exponentials
 
 
-def layer_copy_bytes(shape: ModelShape, compute_bytes: int) -> int:
-    """The copy in bfloat16 that autocast makes of one layer's weights."""
-    return shape.layer_parameters * compute_bytes if compute_bytes < FLOAT32 else 0
+def head_gradient_bytes(shape: ModelShape, how: Arrangement) -> int:
+    """A microbatch's gradient of the head while it adds up, in float32, and the part of one chunk in bfloat16."""
+    part = shape.head_parameters * how.compute_bytes if how.compute_bytes < FLOAT32 else 0
+    return shape.head_parameters * FLOAT32 + part
 
 
-def engine_bytes(shape: ModelShape, sequences: int, positions: int, element_bytes: int) -> int:
-    """A rollout engine awake: its own weights, and the key-value cache of so many sequences of so many positions."""
-    cached = sequences * min(positions, shape.max_positions)
-    return shape.parameters * element_bytes + shape.key_value_bytes(cached, element_bytes)
+def waiting_head_gradient_bytes(shape: ModelShape, how: Arrangement) -> int:
+    """Of it what stays until the backward pass reaches the embedding: all of it for a tied head, whose gradient has two
+    parts, and for shards, which meet a module at a time."""
+    return shape.head_parameters * how.compute_bytes if how.sharded else FLOAT32 * shape.head_parameters * shape.tied
+
+
+def embedding_gradient_bytes(shape: ModelShape, how: Arrangement) -> int:
+    """The gradients at the end of the backward pass: the embedding's, with a tied head's and their sum; of shards those
+    of all that belongs to no layer, the same in float32 to be added up over ranks, and this rank's part of the sum."""
+    if how.sharded:
+        return shape.root_parameters * (how.compute_bytes + FLOAT32) + FLOAT32 * shape.root_parameters // how.shards
+    return FLOAT32 * shape.head_parameters * (3 if shape.tied else 1)
+
+
+def weight_copy_bytes(shape: ModelShape, how: Arrangement, layers: int) -> int:
+    """The copies in bfloat16 that autocast makes, and keeps as long as the pass, of so many layers' weights."""
+    return layers * shape.layer_parameters * how.compute_bytes if how.autocast else 0
+
+
+def gathered_bytes(shape: ModelShape, how: Arrangement, layers: int) -> int:
+    """What FSDP2 puts together: all that belongs to no layer, and so many layers' parameters or buffers."""
+    return (shape.root_parameters + layers * shape.layer_parameters) * how.compute_bytes if how.sharded else 0
 
 
 @dataclass(frozen=True)
-class MemoryPrediction:
-    """Bytes on each GPU. Lines that do not apply are 0.
+class Engine:
+    """A rollout engine's bytes on each GPU.
 
     Attributes:
-        gpu: what the GPU has.
-        row_tokens: of the largest microbatch.
-        weights, optimizer: float32 master weights, AdamW's two moments.
-        gradients, kept_gradients: while training; of these what stays allocated when they are cleared (DDP's buckets).
-        reference: the initial policy, for a KL term.
-        copies, backward_copies: of the layers' weights in bfloat16, in the forward and in the backward pass.
-        gathered: parameters that a shard puts together to compute.
-        saved_a_token: activations between the passes, per token of the row.
-        hidden_a_token: hidden states that the head reads, and their gradients.
-        work_a_token: of the layer whose backward pass runs.
-        head_buffers: of the chunked output head while it runs.
-        head_gradient: of one microbatch, from the head's run on, until it joins the others'.
-        engine, engine_needs: the rollout engine awake; the least that it runs with.
-        whole_weights, whole_optimizer: what a shard puts together for the engine, and for a checkpoint.
-        reserve: see `RESERVE`.
+        weights: its own.
+        awake: all that it takes: weights, key-value cache and work.
+        least: what it has to have to start, with room for one sequence.
+        copies: what it makes of a new weight before it puts it in its place.
+        element_bytes: of its numbers.
     """
 
-    gpu: int
-    row_tokens: int
     weights: int
-    optimizer: int
-    gradients: int
-    kept_gradients: int
-    reference: int
+    awake: int
+    least: int
     copies: int
-    backward_copies: int
-    gathered: int
-    saved_a_token: int
-    hidden_a_token: int
-    work_a_token: int
-    head_buffers: int
-    head_gradient: int
-    engine: int
-    engine_needs: int
-    whole_weights: int
-    whole_optimizer: int
-    reserve: int
-
-    @property
-    def phases(self) -> dict[str, dict[str, int]]:
-        """What each phase holds, line by line, at its fullest; saving a checkpoint is a phase where there are shards.
-
-        Between steps a row is scored without gradient: while the engine is awake, to prove what it holds.
-        """
-        other = {
-            "rollouts": {
-                "gradients, float32": self.kept_gradients,
-                "copies of the weights, bfloat16": self.copies,
-                "shards put together": self.gathered,
-                "output head": self.head_buffers,
-                "rollout engine": self.engine,
-                "whole weights": self.whole_weights,
-            }
-        }
-        if self.whole_optimizer:
-            other["checkpoint"] = {
-                "rollout engine": self.engine,
-                "whole weights": self.whole_weights,
-                "whole moments": self.whole_optimizer,
-            }
-        lasting = self._lasting()
-        return {
-            **self._training(self.row_tokens),
-            **{phase: lasting | lines for phase, lines in other.items()},
-        }
-
-    def _lasting(self) -> dict[str, int]:
-        return {
-            "weights, float32": self.weights,
-            "AdamW's two moments, float32": self.optimizer,
-            "initial policy, for the KL term": self.reference,
-            "reserve": self.reserve,
-        }
-
-    def _training(self, tokens: int) -> dict[str, dict[str, int]]:
-        both = {
-            **self._lasting(),
-            "gradients, float32": self.gradients,
-            "shards put together": self.gathered,
-            "activations, saved": self.saved_a_token * tokens,
-        }
-        forward = {
-            "copies of the weights, bfloat16": self.copies,
-            "output head": self.head_buffers + self.head_gradient + self.hidden_a_token * tokens,
-        }
-        backward = {
-            "copies of the weights, bfloat16": self.backward_copies,
-            "output head": self.head_gradient,
-            "activations, a layer's at work": self.work_a_token * tokens,
-        }
-        return {"forward": both | forward, "backward": both | backward}
-
-    @property
-    def totals(self) -> dict[str, int]:
-        """Bytes of each phase."""
-        return {phase: sum(lines.values()) for phase, lines in self.phases.items()}
-
-    @property
-    def total(self) -> int:
-        """Bytes of the fullest phase."""
-        return max(self.totals.values())
-
-    def training(self, tokens: int) -> int:
-        """Bytes of the fuller of the two phases in which the engine sleeps, for a microbatch of so many tokens."""
-        return max(sum(lines.values()) for lines in self._training(tokens).values())
-
-    @property
-    def largest_token_budget(self) -> int:
-        """Tokens of the largest microbatch that fits while training; 0 where none does."""
-        empty, one = (
-            [sum(lines.values()) for lines in self._training(tokens).values()]  # linear in the tokens
-            for tokens in (0, 1)
-        )
-        fitting = min((self.gpu - fixed) // (with_one - fixed) for fixed, with_one in zip(empty, one, strict=True))
-        return max(0, fitting // BUDGET_STEP * BUDGET_STEP)
-
-    @property
-    def largest_engine_share(self) -> float:
-        """The largest share of the GPU that the engine can have beside the trainer, in hundredths; 0 where none."""
-        others = max(total for phase, total in self.totals.items() if phase not in ("forward", "backward"))
-        return max(0, math.floor(100 * (self.gpu - others + self.engine) / self.gpu)) / 100
+    element_bytes: int
 
 
-def predict_memory(
-    shape: ModelShape,
-    *,
-    gpu: int,
-    row_tokens: int,
-    longest: int,
-    compute_bytes: int,
-    checkpointing: bool = False,
-    ranks: int = 1,
-    sharded: bool = False,
-    keep_reference: bool = False,
-    engine: int = 0,
-    engine_needs: int = 0,
-) -> MemoryPrediction:
-    """Predict what training with AdamW takes on each of the ranks' GPUs.
-
-    Under DDP each rank holds everything. FSDP2, taken to wrap each layer, shards weights and moments; the gradients
-    of all microbatches but a step's last stay whole on each rank, since ranks meet once a step (`Learner.step`).
-
-    Args:
-        shape: the model.
-        gpu: bytes of each GPU.
-        row_tokens: of the largest microbatch, packed.
-        longest: tokens of the longest prompt with its response.
-        compute_bytes: 2 for bfloat16 autocast, 4 for float32.
-        checkpointing: of activations.
-        ranks, sharded: how many there are, and whether by FSDP2.
-        keep_reference: a copy of the initial policy stays on each GPU.
-        engine, engine_needs: bytes of the rollout engine awake, and the least that it runs with.
-    """
-    count = shape.parameters
-    shards = ranks if sharded else 1
-    row = Row.filled(1, longest)
-    copy = layer_copy_bytes(shape, compute_bytes)
-    # The layer at work and the next one, beside what belongs to no layer and stays: embeddings, head, last norm.
-    gathered = count - max(0, shape.layers - 2) * shape.layer_parameters
-    return MemoryPrediction(
-        gpu=gpu,
-        row_tokens=row_tokens,
-        weights=FLOAT32 * count // shards,
-        optimizer=2 * FLOAT32 * count // shards,
-        gradients=FLOAT32 * count,
-        kept_gradients=FLOAT32 * count if ranks > 1 and not sharded else 0,
-        reference=FLOAT32 * count if keep_reference else 0,
-        copies=shape.layers * copy,
-        backward_copies=copy if checkpointing else shape.layers * copy,
-        gathered=FLOAT32 * gathered if sharded else 0,
-        saved_a_token=saved_activation_bytes(shape, row, compute_bytes, checkpointing),
-        hidden_a_token=2 * shape.hidden * FLOAT32,
-        work_a_token=layer_at_work_bytes(shape, row, compute_bytes, checkpointing),
-        head_buffers=head_buffer_bytes(shape, LOGITS_CHUNK_BYTES["cuda"], compute_bytes),  # tokens that fill a chunk
-        head_gradient=FLOAT32 * shape.head_parameters,
-        engine=engine,
-        engine_needs=engine_needs,
-        whole_weights=FLOAT32 * count if sharded else 0,
-        whole_optimizer=2 * FLOAT32 * count if sharded else 0,
-        reserve=int(RESERVE * gpu),
-    )
+NO_ENGINE = Engine(0, 0, 0, 0, FLOAT32)
+"""Where the trainer alone is asked about."""
 
 
-def memory_table(prediction: MemoryPrediction) -> str:
-    """The prediction as an aligned table, one column a phase, in GiB."""
-    phases = prediction.phases
-    names = list(dict.fromkeys(name for lines in phases.values() for name in lines))
-    rows = [(name, [lines.get(name, 0) for lines in phases.values()]) for name in names]
-    rows = [(name, values) for name, values in rows if any(values)]
-    rows.append(("total", list(prediction.totals.values())))
-    width = max(len(name) for name, _ in rows)
-    lines = [f"predicted memory of each GPU, in GiB, of {prediction.gpu / GIB:.2f}"]
-    lines.append(" " * width + "".join(f"{phase:>12}" for phase in phases))
-    for name, values in rows:
-        lines.append(f"{name:<{width}}" + "".join(f"{_in_gib(value):>12}" for value in values))
-    lines.append(
-        f"for a microbatch of {prediction.row_tokens:,} tokens; the largest --token-budget that fits: "
-        f"{prediction.largest_token_budget:,}"
-    )
-    return "\n".join(lines)
+def engine_work_bytes(shape: ModelShape, batched_tokens: int, sequences: int, element_bytes: int) -> int:
+    """What vLLM sets aside of its share to compute: a prefill's activations, and logits. An allowance."""
+    a_token = (3 * shape.intermediate + 4 * shape.hidden) * element_bytes
+    return batched_tokens * a_token + ENGINE_LOGITS * sequences * shape.vocab * FLOAT32
 
 
-def _in_gib(value: int) -> str:
-    if value == 0:
-        return "-"
-    return "<0.01" if value < 0.01 * GIB else f"{value / GIB:.2f}"
-
-
-def memory_advice(prediction: MemoryPrediction, shortest_row: int, checkpointing: bool, shorten: str) -> str | None:
-    """What to change where a run does not fit; None where it does.
-
-    Args:
-        prediction: for the run.
-        shortest_row: tokens below which a budget has no effect: a prompt and its response are never cut.
-        checkpointing: whether the run has it already.
-        shorten: what makes the longest sequence shorter.
-    """
-    if prediction.training(prediction.row_tokens) > prediction.gpu:
-        if prediction.largest_token_budget >= shortest_row:
-            return f"set --token-budget to {prediction.largest_token_budget} or less"
-        if prediction.training(0) > prediction.gpu:
-            return f"weights, gradients and moments alone are too much: {SMALLER}"
-        if not checkpointing:
-            return "set --activation-checkpointing"
-        return f"one sequence is too much: {shorten}; or {SMALLER}"
-    if prediction.total > prediction.gpu:
-        share = prediction.largest_engine_share
-        if share * prediction.gpu >= prediction.engine_needs:
-            return f"set --gpu-memory-utilization (vLLM) to {share:.2f} or less, or lower --engine-batch-size"
-        return f"weights and moments leave no room for the rollout engine: {SMALLER}"
-    if prediction.engine < prediction.engine_needs:
-        share = math.ceil(100 * prediction.engine_needs / prediction.gpu) / 100
-        return f"set --gpu-memory-utilization to {share:.2f} or more: the engine's weights and one sequence need it"
-    return None
+def engine_cache_bytes(
+    shape: ModelShape, sequences: int, positions: int, element_bytes: int, tensor_parallel: int = 1
+) -> int:
+    """The part of the key-value cache of so many sequences on each GPU of an engine; heads that are fewer than the GPUs
+    lie on several."""
+    cached = shape.key_value_bytes(sequences * min(positions, shape.max_positions), element_bytes)
+    return cached // min(tensor_parallel, shape.kv_heads)

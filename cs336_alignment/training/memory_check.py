@@ -1,117 +1,105 @@
-"""Will a training command fit into the GPUs' memory? Asked of the options, the model's config and what SFT imitates,
-before weights are loaded.
+"""Will a training command fit into the GPUs' memory, and its checkpoints onto the disk?
 
-The arithmetic is memory.py's; this file brings the options to it.
+Asked of the options, the model's config and what SFT imitates, before weights are loaded; what the options leave open
+is chosen (memory_plan.py).
 """
 
 import os
-from typing import Protocol, runtime_checkable
 
 import torch
 from transformers import AutoConfig
 
-from cs336_alignment.rollout.transformers_engine import MAX_BATCH_SIZE
 from cs336_alignment.run_folder import UsageError
-from cs336_alignment.training.learner import OptimizerConfig
-from cs336_alignment.training.memory import (
-    GIB,
-    MemoryPrediction,
-    ModelShape,
-    engine_bytes,
-    memory_advice,
-    memory_table,
-    predict_memory,
+from cs336_alignment.training.disk_space import check_disk
+from cs336_alignment.training.learner import TOKEN_BUDGET
+from cs336_alignment.training.memory import GIB, ModelShape
+from cs336_alignment.training.memory_phases import memory_table
+from cs336_alignment.training.memory_plan import (
+    Config,
+    TrainingConfig,
+    advice,
+    choose,
+    count_ranks,
+    predict,
+    with_values,
 )
-from cs336_alignment.training.session import RunConfig, reading_model
-
-ASSUMED_GPU_GIB = 40.0
+from cs336_alignment.training.session import reading_model
 
 
-@runtime_checkable
-class TrainingConfig(Protocol):
-    """What every algorithm's options have."""
+def settle(config: Config) -> Config:
+    """Check the disk and, where a run is for GPUs, their memory.
 
-    @property
-    def run(self) -> RunConfig: ...
-
-    @property
-    def optimizer(self) -> OptimizerConfig: ...
-
-    @property
-    def sequences_per_step(self) -> int:
-        """Examples of an optimiser step."""
-        ...
-
-    def longest_example(self) -> int:
-        """Tokens of the longest prompt with its response that is trained on."""
-        ...
-
-    @property
-    def shorten(self) -> str:
-        """What makes it shorter."""
-        ...
-
-    @property
-    def keeps_reference(self) -> bool:
-        """Whether a copy of the initial policy stays in memory."""
-        ...
-
-
-def check_memory(config: TrainingConfig) -> None:
-    """Print the predicted memory of each GPU.
+    Returns:
+        The options with what was chosen: nothing in them depends on this machine any more.
 
     Raises:
         UsageError: the run would not fit; the message names the option to change.
     """
-    longest = config.longest_example()
-    prediction = predict_run(config, longest)
+    shape = read_shape(config.run.model)
+    if os.environ.get("RANK", "0") == "0":  # the rank that writes
+        check_disk(shape, config.run.output, config.run.keep_checkpoints)
+    if config.run.dry_run or torch.cuda.is_available():
+        return check_memory(config)
+    return choose_on_cpu(config)
+
+
+def check_memory(config: Config) -> Config:
+    """Choose what the options leave open, and print the predicted memory of each GPU.
+
+    Returns:
+        The options with what was chosen.
+
+    Raises:
+        UsageError: the run would not fit; the message names the option to change.
+    """
+    shape, longest = read_shape(config.run.model), config.longest_example()
+    chosen = choose(config, shape, longest)
+    prediction = predict(chosen, shape, longest)
     if os.environ.get("RANK", "0") == "0":
         if not torch.cuda.is_available():
-            print(f"there is no GPU here: planned for one of {prediction.gpu / GIB:g} GiB (--gpu-memory-gib)")
-        print(memory_table(prediction), flush=True)
-    advice = memory_advice(prediction, longest, config.run.activation_checkpointing, config.shorten)
-    if advice:
-        raise UsageError(f"the run would not fit into the GPU's memory: {advice}")
+            print(
+                f"there is no GPU here: planned for {count_ranks()} of {prediction.gpu / GIB:g} GiB (--gpu-memory-gib)"
+            )
+        print(memory_table(prediction))
+        print(_choices(config, chosen), flush=True)
+    if not prediction.fits:
+        raise UsageError(f"the run would not fit into the GPU's memory: {advice(config, shape, longest)}")
+    return chosen
 
 
-def predict_run(config: TrainingConfig, longest: int) -> MemoryPrediction:
-    """The memory of a run on GPUs, with as many ranks as the launcher started. The microbatch is the longest there can
-    be, of examples of `longest` tokens: prompts that share a row are not counted as shared."""
-    run, optimizer = config.run, config.optimizer
-    with reading_model(run.model):
-        shape = ModelShape.from_config(AutoConfig.from_pretrained(run.model))
-    gpu = _gpu_bytes(run)
-    element = 4 if run.dtype == "float32" else 2
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
-    if optimizer.token_budget is None:
-        row_tokens = -(-config.sequences_per_step // optimizer.gradient_accumulation_steps) * longest
-    else:
-        row_tokens = max(optimizer.token_budget, longest)
-    if run.engine == "transformers":
-        engine = engine_bytes(shape, run.engine_batch_size or MAX_BATCH_SIZE, run.longest_rollout, element)
-        engine_needs = engine_bytes(shape, 1, run.longest_rollout, element)
-    else:
-        engine = int(run.gpu_memory_utilization * gpu)
-        engine_needs = engine_bytes(shape, 1, shape.max_positions, element)
-    return predict_memory(
-        shape,
-        gpu=gpu,
-        row_tokens=row_tokens,
-        longest=longest,
-        compute_bytes=element,
-        checkpointing=run.activation_checkpointing,
-        ranks=ranks,
-        sharded=ranks > 1 and run.sharding == "fsdp2",  # one rank alone holds everything
-        keep_reference=config.keeps_reference,
-        engine=engine,
-        engine_needs=engine_needs,
+def choose_on_cpu(config: Config) -> Config:
+    """What the options leave open, where there is no GPU to fill: a fixed budget, and no checkpointing."""
+    budget = TOKEN_BUDGET if config.optimizer.gradient_accumulation_steps is None else None
+    return with_values(
+        config,
+        token_budget=config.optimizer.token_budget or budget,
+        activation_checkpointing=bool(config.run.activation_checkpointing),
     )
 
 
-def _gpu_bytes(run: RunConfig) -> int:
-    """Of the smallest GPU, where several are visible."""
-    if run.gpu_memory_gib is not None:
-        return int(run.gpu_memory_gib * GIB)
-    if not torch.cuda.is_available():
-        return int(ASSUMED_GPU_GIB * GIB)
-    return min(torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count()))
+def read_shape(model: str) -> ModelShape:
+    """The sizes of a model, from its config alone.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    with reading_model(model):
+        return ModelShape.from_config(AutoConfig.from_pretrained(model))
+
+
+def _choices(given: TrainingConfig, chosen: TrainingConfig) -> str:
+    """What was chosen, and what the options had set already, in a line."""
+    run, optimizer = chosen.run, chosen.optimizer
+    values = {
+        "--activation-checkpointing": (given.run.activation_checkpointing, run.activation_checkpointing),
+        "--token-budget": (given.optimizer.token_budget, optimizer.token_budget),
+        "--gpu-memory-utilization": (given.run.gpu_memory_utilization, run.gpu_memory_utilization),
+    }
+    said = [
+        f"{name} {value} ({'chosen' if before is None else 'as given'})"
+        for name, (before, value) in values.items()
+        if value is not None
+    ]
+    if optimizer.gradient_accumulation_steps is not None:
+        said.append(f"--gradient-accumulation-steps {optimizer.gradient_accumulation_steps} (as given)")
+    return "; ".join(said)

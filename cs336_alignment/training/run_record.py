@@ -9,7 +9,7 @@ A line of metrics has `kind` ("train" or "eval"), `step`, the metrics, and `timi
 speed. But for `timing`, a run that was interrupted and resumed leaves the same lines as one that was not.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -55,6 +55,7 @@ class RunRecord:
         start_step: int | None = None,
         wandb_mode: WandbMode = "offline",
         wandb_id: str | None = None,
+        in_pieces: Mapping[str, Any] | None = None,
     ) -> None:
         """Begin a record, or go on with one.
 
@@ -68,6 +69,7 @@ class RunRecord:
             start_step: steps that a checkpoint holds: later lines of an earlier session are cut. None without one.
             wandb_mode: offline keeps wandb's files in the run folder, to be synced by hand.
             wandb_id: of the wandb run to go on with.
+            in_pieces: how this session fits the run into its GPUs' memory, as chosen or given.
         """
         self.folder = folder
         self.wandb_id = wandb_id
@@ -77,7 +79,7 @@ class RunRecord:
         self._began = monotonic()
         if not self._main:
             return
-        session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step}
+        session = {**environment.describe(), "ranks": ranks.count, "start_step": start_step, **(in_pieces or {})}
         record_session(folder, settings, protocol, session)
         done = -1 if start_step is None else start_step
         rows = [row for row in read_complete_json_lines(folder / METRICS) if row["step"] <= done]

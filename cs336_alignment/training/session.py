@@ -43,6 +43,8 @@ from cs336_alignment.training.sampler_guard import SamplerGuard
 PROOF_PROMPTS = 4
 PROMPT_TOKENS = 256
 """What a prompt is taken to have before the data are read: the r1_zero preamble and a question."""
+ENGINE_SHARE = 0.3
+"""Of a GPU's memory for a vLLM engine, where nobody asked memory_check.py."""
 EVALUATION, PROOF, ROLLOUTS, QUESTIONS = range(4)
 """What a seed is for: the first step of its derivation from the run's seed."""
 
@@ -69,12 +71,14 @@ class RunConfig:
     """Rollout engine; auto is vLLM where it is installed."""
     engine_batch_size: int | None = None
     """Sequences that the engine runs at once; default: the engine's own."""
-    gpu_memory_utilization: float = 0.3
-    """Share of each GPU's memory for a vLLM engine beside the trainer."""
+    gpu_memory_utilization: float | None = None
+    """Share of each GPU's memory for a vLLM engine. Default: enough for the rollout batch, as far as it fits beside the
+    trainer."""
     dtype: Dtype = "auto"
     """Of compute; auto is bfloat16 on a GPU, float32 on a CPU. Weights are float32."""
-    activation_checkpointing: bool = False
-    """Keep only each layer's input for the backward pass: less memory, a third more compute."""
+    activation_checkpointing: bool | None = None
+    """Keep only each layer's input for the backward pass: less memory, a third more compute. Default: only where
+    nothing else fits into the GPU's memory."""
     sharding: Sharding = "fsdp2"
     """With several ranks: a part of the policy, its gradients and moments on each (fsdp2), or all of it (replicas)."""
     tensor_parallel_size: Literal[1, 2, 4] = 1
@@ -104,7 +108,7 @@ class RunConfig:
     dry_run: bool = False
     """Print the predicted memory of each GPU, and end."""
     gpu_memory_gib: float | None = None
-    """What each GPU has, for the prediction; default: what it reports, and 40 where there is none."""
+    """What each GPU has, for the prediction; default: what it reports, and 39.4 where there is none."""
 
     def __post_init__(self) -> None:
         if self.resume == "auto" and self.output is None:
@@ -119,6 +123,8 @@ class RunConfig:
         for name in ("threads", "engine_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization < 1:
+            raise ValueError(f"gpu_memory_utilization must be between 0 and 1, got {self.gpu_memory_utilization}")
         if self.gpu_memory_gib is not None and self.gpu_memory_gib <= 0:
             raise ValueError(f"gpu_memory_gib must be positive, got {self.gpu_memory_gib}")
         if self.temperature <= 0:
@@ -214,6 +220,12 @@ class Session:
                     start_step=None if latest is None else self.progress.step,
                     wandb_mode=run.wandb,
                     wandb_id=self.progress.wandb_id,
+                    in_pieces={
+                        "token_budget": optimizer.token_budget,
+                        "gradient_accumulation_steps": optimizer.gradient_accumulation_steps,
+                        "activation_checkpointing": run.activation_checkpointing,
+                        "gpu_memory_utilization": run.gpu_memory_utilization,
+                    },
                 )
             )
             self.progress.wandb_id = self.record.wandb_id
@@ -358,7 +370,7 @@ class Session:
             dtype=self.run.dtype,
             max_batch_size=self.run.engine_batch_size,
             tensor_parallel_size=self.run.tensor_parallel_size,
-            gpu_memory_utilization=self.run.gpu_memory_utilization,
+            gpu_memory_utilization=self.run.gpu_memory_utilization or ENGINE_SHARE,
         )
 
 
@@ -420,7 +432,7 @@ def _load_policy(run: RunConfig) -> Policy:
             run.model,
             dtype=run.dtype,
             temperature=run.temperature,
-            activation_checkpointing=run.activation_checkpointing,
+            activation_checkpointing=bool(run.activation_checkpointing),
         )
 
 

@@ -60,9 +60,7 @@ class SFTConfig:
     """Supervised fine-tuning."""
 
     run: RunConfig = field(default_factory=RunConfig)
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(learning_rate=2e-5, gradient_accumulation_steps=32)
-    )
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=2e-5))
     sft: SFTStepsConfig = field(default_factory=SFTStepsConfig)
     data: Path | None = None
     """JSON lines of `prompt` and `response` (and `ground_truth`, to filter) to train on; default: the rationales of
@@ -77,6 +75,11 @@ class SFTConfig:
     @property
     def sequences_per_step(self) -> int:
         return self.sft.batch_size
+
+    @property
+    def sequences_sampled(self) -> int:
+        """In an evaluation."""
+        return self.run.eval_limit
 
     @property
     def keeps_reference(self) -> bool:

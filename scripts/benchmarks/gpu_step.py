@@ -42,7 +42,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 from cs336_alignment.ranks import Ranks
 from cs336_alignment.training import packing
 from cs336_alignment.training.learner import Learner, OptimizerConfig
-from cs336_alignment.training.memory import GIB, ModelShape, predict_memory
+from cs336_alignment.training.memory import GIB, Arrangement, ModelShape
+from cs336_alignment.training.memory_phases import RESERVE, MemoryPrediction
 from cs336_alignment.training.microbatch import backward_microbatch
 from cs336_alignment.training.packing import (
     PACKED_ATTENTION,
@@ -259,13 +260,12 @@ def measure_step(
     with attending_by(path):
         seconds = seconds_of(lambda: backward_microbatch(learner.policy, batch, loss), options.rounds, device)
     tflops = flops(shape, batch.layout, len(batch.labels)) / seconds / 1e12
-    predicted = predict_memory(
+    predicted = MemoryPrediction(
         shape,
+        Arrangement(compute_bytes=2, checkpointing=options.activation_checkpointing),
         gpu=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
         row_tokens=batch.row_tokens,
         longest=options.prompt_tokens + options.response_tokens,
-        compute_bytes=2,
-        checkpointing=options.activation_checkpointing,
     )
     return Measurement(
         path=path,
@@ -274,7 +274,7 @@ def measure_step(
         tflops=tflops,
         mfu=tflops / peak if peak else None,
         peak_gib=torch.cuda.max_memory_allocated(device) / GIB if on_gpu else None,
-        predicted_gib=(predicted.training(batch.row_tokens) - predicted.reserve) / GIB if on_gpu else None,
+        predicted_gib=(predicted.training(batch.row_tokens) - RESERVE) / GIB if on_gpu else None,
     )
 
 
