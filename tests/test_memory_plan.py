@@ -117,7 +117,7 @@ def test_what_the_options_set_stands(monkeypatch):
         (2, {"gpu_memory_gib": 24, "gpu_memory_utilization": 0.9, "sharding": "replicas"}, "0.[0-9]+; .*fsdp2"),
         (1, {"gpu_memory_gib": 24}, "what stays in memory is too much: start more ranks"),
         (1, {"max_tokens": 10**5}, "one sequence of 100,256 tokens is too much: lower --max-tokens"),
-        (4, {"gpu_memory_gib": 14, "dtype": "float32"}, "set --dtype bfloat16"),
+        (4, {"gpu_memory_gib": 15, "dtype": "float32"}, "set --dtype bfloat16"),
     ],
 )
 def test_advice_names_what_helps(ranks, given, told, monkeypatch):

@@ -25,6 +25,8 @@ FLOAT32 = 4
 KEYS_PER_TOKEN = 3
 """Keys that segments see which follow others, per token of the row: each has those before it again. 3 for a stem of 120
 tokens, 80 more a prompt, and responses of 100, alone or in groups of 8; less for longer responses."""
+ENGINE_LIBRARIES = GIB
+"""Workspaces of CUDA's libraries and the graphs of an engine: an allowance."""
 ENGINE_LOGITS = 6
 """Float32 arrays of (sequences, vocabulary) that vLLM holds at once while it samples: an allowance."""
 NORMS_AFTER = ("olmo2", "olmo3")
@@ -279,9 +281,10 @@ NO_ENGINE = Engine(0, 0, 0, 0, FLOAT32)
 
 
 def engine_work_bytes(shape: ModelShape, batched_tokens: int, sequences: int, element_bytes: int) -> int:
-    """What vLLM sets aside of its share to compute: a prefill's activations, and logits. An allowance."""
+    """What vLLM sets aside of its share to compute: a prefill's activations, logits, and what its libraries and graphs
+    take, which it counts too. An allowance."""
     a_token = (3 * shape.intermediate + 4 * shape.hidden) * element_bytes
-    return batched_tokens * a_token + ENGINE_LOGITS * sequences * shape.vocab * FLOAT32
+    return ENGINE_LIBRARIES + batched_tokens * a_token + ENGINE_LOGITS * sequences * shape.vocab * FLOAT32
 
 
 def engine_cache_bytes(

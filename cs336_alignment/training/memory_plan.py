@@ -40,6 +40,8 @@ LARGEST_BUDGET = 16384
 """Longer rows keep a GPU no busier."""
 VLLM_SEQUENCES = 256
 """That VLLMEngine runs at once, unless told otherwise."""
+LEAST_SHARE = 0.01
+"""Where nothing is left for an engine, so that the prediction can say by how much it does not fit."""
 WHOLE_SHARE = 0.95
 """The most that vLLM is given, however small the trainer."""
 
@@ -102,7 +104,8 @@ def choose(config: Config, shape: ModelShape, longest: int) -> Config:
     if run.gpu_memory_utilization is None and run.engine != "transformers":
         largest = min(WHOLE_SHARE, prediction.largest_engine_share)
         enough = _engine_for(config, shape, _sequences_at_once(config), run.longest_rollout, prediction.gpu)
-        chosen = with_values(chosen, gpu_memory_utilization=min(largest, _share(enough, prediction.gpu)))
+        share = max(LEAST_SHARE, min(largest, _share(enough, prediction.gpu)))
+        chosen = with_values(chosen, gpu_memory_utilization=share)
     return chosen
 
 
