@@ -57,7 +57,7 @@ class BaselineConfig:
     prompt: Literal["r1_zero", "question_only"] = "r1_zero"
     """Prompt template; it also decides the answer format that is graded."""
     temperature: float = 1.0
-    """Of the softmax; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_p: float = 1.0
     """Sample from the smallest set of tokens with at least this probability."""
     max_tokens: int = 1024
@@ -67,15 +67,15 @@ class BaselineConfig:
     stop: tuple[str, ...] = ("</answer>",)
     """Strings that end a response; they stay in it."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
     limit: int | None = None
     """Only the first so many problems."""
     engine: EngineName = "auto"
     """Rollout engine; auto is vLLM where it is installed."""
     tensor_parallel_size: int = 1
-    """GPUs that share one copy of the model (vLLM)."""
+    """GPUs that share one copy of the model (vLLM). Under a launcher, consecutive ranks do."""
     dtype: Dtype = "auto"
-    """Of weights and compute; auto is bfloat16 on a GPU, float32 on a CPU."""
+    """Precision of weights and computation; auto is bfloat16 on a GPU and float32 on a CPU."""
     max_batch_size: int | None = None
     """Sequences that run at once; default: the engine's own."""
     chunk_size: int | None = None

@@ -38,6 +38,7 @@ class PeerWatch:
         self._store = PrefixStore(f"peer_watch_{attempt}", store)
         self._store.set(f"process_{index}", f"{socket.gethostname()} {os.getpid()}")
         self._neighbours: dict[int, int] = {}
+        self._told = False
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="peer watch", daemon=True)
         self._thread.start()
@@ -62,6 +63,9 @@ class PeerWatch:
             cls._of_this_process._tell(message, status)
 
     def _tell(self, message: str, status: int) -> None:
+        if self._told:
+            return
+        self._told = True
         self._stopped.set()
         self._thread.join()
         with suppress(RuntimeError):  # no store any more, or a peer that did not answer in time

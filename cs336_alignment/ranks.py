@@ -51,7 +51,7 @@ class Ranks:
         if self.count > 1 and not dist.is_initialized():
             # Objects travel between CPUs, so that they take nothing of the GPUs' memory.
             backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
-            dist.init_process_group(backend, timeout=TIMEOUT, device_id=self.device if on_gpu else None)
+            dist.init_process_group(backend, timeout=TIMEOUT)
             PeerWatch.start(self.index, self.count)
 
     @property
@@ -117,14 +117,19 @@ def failing_together() -> Iterator[None]:
     """Around a whole program: whatever it raises on one rank ends the others too, with the same message."""
     try:
         yield
-    except UsageError as error:
-        PeerWatch.tell(str(error), status=2)
-        raise
     except SystemExit:
         raise
     except BaseException as error:
-        PeerWatch.tell(f"{type(error).__name__}: {error}", status=1)
+        tell_peers(error)
         raise
+
+
+def tell_peers(error: BaseException) -> None:
+    """This rank fails, and the others with it. What is closed on the way out may wait for them, so say it first."""
+    if isinstance(error, UsageError):
+        PeerWatch.tell(str(error), status=2)
+    else:
+        PeerWatch.tell(f"{type(error).__name__}: {error}", status=1)
 
 
 def leave_peers() -> None:

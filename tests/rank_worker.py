@@ -96,11 +96,17 @@ def real_gradient(ranks: Ranks, dtype: Dtype, activation_checkpointing: bool = F
         spread = weights[rows].repeat_interleave(lengths[rows])
         return lambda log_probs, at: -spread[at] * log_probs
 
+    layouts = []
+    for layer in policy.model.base_model.layers:
+        layer.self_attn.register_forward_pre_hook(
+            lambda _, __, given: layouts.append(given["layout"]), with_kwargs=True
+        )
     learner.config = replace(learner.config, max_grad_norm=1e9)
     result = learner.step(EXAMPLES, weights, token_loss_of, inspect=keep)
     return {
         "gradients": gradients,
         "log_probs": torch.cat([scores for scores in result.log_probs if scores is not None]),
+        "layouts": len({id(layout) for layout in layouts}),
         "dtypes": {str(parameter.dtype) for parameter in policy.parameters()},
     }
 
@@ -117,7 +123,11 @@ def main() -> None:
     sharding = "fsdp2" if "fsdp2" in sys.argv else "replicas"
     results = [train(ranks, sharding, output.parent, token_budget) for token_budget in BUDGETS]
     if sharding == "fsdp2":
-        gradients = [real_gradient(ranks, "bfloat16", checkpointing) for checkpointing in (False, True)]
+        gradients = [
+            real_gradient(ranks, "bfloat16"),
+            real_gradient(ranks, "bfloat16", activation_checkpointing=True),
+            real_gradient(ranks, "float32"),
+        ]
         torch.save(gradients, output.with_suffix(f".half.{ranks.index}.pt"))
     # Every rank must know the same; they are compared by the test.
     torch.save(results, output.with_suffix(f".{ranks.index}.pt"))

@@ -360,7 +360,7 @@ ALLOCATION = {"PROJECT": "12345678", "ACCOUNT": "12345678"}
 STAGED = [f"hf download Qwen/Qwen2.5-Math-1.5B --local-dir data/models/{QWEN}", "python scripts/prepare_gsm8k.py"]
 CUDA_12 = [
     "uv venv --python 3.11 --allow-existing",
-    "uv pip install --no-config -r docs/requirements-cuda12.txt",
+    "uv pip install --no-config --only-binary vllm -r docs/requirements-cuda12.txt",
     "uv pip install --no-config --no-deps -e .",
 ]
 

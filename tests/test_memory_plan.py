@@ -61,14 +61,20 @@ def test_7b_starts_on_four_gpus_of_80_gb(command, parts, monkeypatch):
     assert prediction.engine.weights == 2 * LARGE.parameters // parts
 
 
-def test_the_chosen_budget_is_the_largest_that_is_of_use(monkeypatch):
+def test_the_chosen_budget_is_no_larger_than_is_of_use(monkeypatch):
     one, prediction = planned(options(gpu_memory_gib=80), QWEN)
-    assert prediction.total <= prediction.gpu < prediction.training(one.optimizer.token_budget + 64)
+    assert prediction.total < prediction.gpu
+    assert one.optimizer.token_budget == 4096
     assert not one.run.activation_checkpointing
-    assert planned(options(gpu_memory_gib=400), QWEN)[0].optimizer.token_budget == 16384
+    # Where so much does not fit, the largest that does.
+    less, prediction = planned(options(gpu_memory_gib=36, activation_checkpointing=False, max_tokens=512), QWEN, 768)
+    assert 768 < less.optimizer.token_budget < 4096
+    assert prediction.training(less.optimizer.token_budget) <= prediction.gpu
+    assert prediction.training(less.optimizer.token_budget + 64) > prediction.gpu
+    assert planned(options(gpu_memory_gib=400), QWEN)[0].optimizer.token_budget == 4096
     monkeypatch.setenv("WORLD_SIZE", "4")
-    few = replace(options(gpu_memory_gib=400), rollout_batch_size=16, train_batch_size=16)
-    assert planned(few, QWEN)[0].optimizer.token_budget == 16 // 4 * LONGEST
+    few = replace(options(gpu_memory_gib=400), rollout_batch_size=8, train_batch_size=8)
+    assert planned(few, QWEN)[0].optimizer.token_budget == 8 // 4 * LONGEST
     # An example that is longer than all budgets runs alone.
     assert planned(options(gpu_memory_gib=400), QWEN, longest=20000)[0].optimizer.token_budget == 20000
 
@@ -107,9 +113,9 @@ def test_what_the_options_set_stands(monkeypatch):
 @pytest.mark.parametrize(
     ("ranks", "given", "told"),
     [
-        (4, {"budget": 10**6}, "set --token-budget to [5-9][0-9]{3} or less"),
-        (4, {"budget": 10000, "activation_checkpointing": False}, "set --token-budget to [678][0-9]+ or less"),
-        (4, {"accumulation": 1}, "set --token-budget [5-9][0-9]{3} in place of --gradient-accumulation-steps"),
+        (4, {"budget": 10**6}, "set --token-budget to 4096 or less"),
+        (4, {"budget": 10000, "activation_checkpointing": False}, "set --token-budget to 4096 or less"),
+        (4, {"accumulation": 1}, "set --token-budget 4096 in place of --gradient-accumulation-steps"),
         (4, {"gpu_memory_utilization": 0.9}, "set --gpu-memory-utilization 0.[12][0-9]"),
         (4, {"gpu_memory_utilization": 0.05}, "set --gpu-memory-utilization 0.[12][0-9]"),
         (1, {"activation_checkpointing": False, "max_tokens": 3000}, "set --activation-checkpointing True"),
@@ -150,7 +156,7 @@ def test_a_dry_run_prints_the_table_and_does_not_train(monkeypatch, capsys):
     command_line.run_command(GRPOConfig, None, lambda _: pytest.fail("trained"))
     said = capsys.readouterr().out
     assert "predicted memory of each GPU, in GiB, of 8.00" in said
-    assert "--activation-checkpointing False (chosen); --token-budget 16384 (chosen)" in said
+    assert "--activation-checkpointing False (chosen); --token-budget 4096 (chosen)" in said
 
 
 def test_a_run_without_a_gpu_gets_a_fixed_budget(monkeypatch):

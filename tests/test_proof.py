@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cs336_alignment.ranks import Ranks
-from cs336_alignment.rollout.engine import Completion, NonFiniteLogProbError, Sampling, WeightSum
+from cs336_alignment.rollout.engine import SUMMED_AT_ONCE, Completion, NonFiniteLogProbError, Sampling, WeightSum
 from cs336_alignment.rollout.proof import PROOF_TOKENS, StalePolicyError, check_sampler, prove_policy
 from cs336_alignment.rollout.transformers_engine import TransformersEngine
 from cs336_alignment.training.learner import Learner, OptimizerConfig
@@ -163,6 +163,15 @@ def test_another_ranks_verdict_is_this_ranks_too(engine, learner):
         )
 
 
+def test_a_checksum_takes_no_copy_in_float64():
+    """torch converts what it sums: of a whole embedding 8 bytes a number, beside an engine that is awake."""
+    weight = torch.randn(2**25).bfloat16()
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        WeightSum.of(weight)
+    largest = max(event.self_cpu_memory_usage for event in profiler.events() or [])
+    assert largest <= 8 * SUMMED_AT_ONCE < 8 * len(weight) / 4
+
+
 def test_a_checksum_equals_one_in_float64():
     weight = torch.randn(7, 5).bfloat16()
     exact = weight.double().numpy()
@@ -177,21 +186,39 @@ def test_a_log_prob_that_is_no_number_is_an_error():
             Completion("ab", (1, 2), (-0.5, broken), "stop")
 
 
+def apart(by, tokens, of=-0.5):
+    """The trainer's log-probs of a response, and an engine's that are so far from them."""
+    return torch.full((tokens,), of), (of - by,) * tokens
+
+
+def check(dtype, *responses, skipped=0):
+    return check_sampler(dtype, [trainer for trainer, _ in responses], [sampler for _, sampler in responses], skipped)
+
+
 def test_the_sampler_is_compared_over_every_token():
-    """In float32: mean 1e-4 warns, 1e-3 stops; 1e-2 over one response stops too. Below -1 nat it is relative."""
-    near = check_sampler("float32", [torch.tensor([-0.5, -4.0])], [(-0.5, -4.0002)])
-    assert near.mean == pytest.approx(0.0002 / 4 / 2, rel=1e-2)
+    """In float32 a mean of 1e-4 warns, and one of 1e-3 stops. Below -1 nat differences are relative."""
+    near = check("float32", apart(0.0002, 2, of=-4.0))
+    assert near.mean == pytest.approx(0.0002 / 4, rel=1e-2)
     assert (near.alarm, near.stops, near.offending) == (False, False, [])
-    warned = check_sampler("float32", [torch.tensor([-0.5, -0.5])], [(-0.5, -0.501)])
+    warned = check("float32", apart(0.0005, 2))
     assert (warned.alarm, warned.stops) == (True, False)
-    far = check_sampler("float32", [torch.tensor([-0.5]), torch.tensor([-0.5])], [(-0.5,), (-0.503,)])
+    far = check("float32", apart(0, 2), apart(0.003, 2))
     assert (far.alarm, far.stops, far.offending) == (True, True, [1])
-    good = [torch.tensor([-0.5] * 100)] * 50
-    spoilt = check_sampler("float32", [*good, torch.tensor([-0.5])], [(-0.5,) * 100] * 50 + [(-0.52,)])
-    assert spoilt.mean == pytest.approx(0.02 / 5001)
-    assert (spoilt.stops, spoilt.offending) == (True, [50])
     # bfloat16 rounds more.
-    assert not check_sampler("bfloat16", [torch.tensor([-0.5])], [(-0.503,)]).alarm
+    assert not check("bfloat16", apart(0.003, 2)).alarm
+    assert check("bfloat16", apart(0.06, 2)).alarm
+    assert check("bfloat16", apart(0.11, 2)).stops
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [("float32", 1e-2), ("bfloat16", 0.2)])
+def test_one_response_that_is_spoilt_is_found_among_many(dtype, limit):
+    """Its limit holds from 64 tokens on, is twice as wide at 16, and below there is none: an unlikely token decides."""
+    many = [apart(0, 100)] * 200
+    for tokens, factor in ((64, 1.0), (200, 1.0), (16, 2.0)):
+        assert not check(dtype, *many, apart(0.9 * factor * limit, tokens)).stops
+        found = check(dtype, *many, apart(1.1 * factor * limit, tokens))
+        assert (found.stops, found.offending) == (True, [200])
+    assert not check(dtype, *many, apart(1.0, 1)).stops
 
 
 def test_tokens_at_which_eos_was_masked_are_left_out():

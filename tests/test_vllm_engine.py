@@ -234,6 +234,21 @@ def test_the_order_of_a_sync_on_a_gpu(monkeypatch):
     ]
 
 
+@pytest.mark.parametrize(
+    ("several", "error", "closes"), [(True, ValueError, 0), (True, None, 1), (False, ValueError, 1)]
+)
+def test_an_engine_of_several_ranks_is_not_closed_after_an_error(several, error, closes, monkeypatch):
+    """Closing waits for the other ranks, who wait elsewhere for the one that failed."""
+    from cs336_alignment.rollout.vllm_engine import VLLMEngine
+
+    closed = []
+    monkeypatch.setattr(VLLMEngine, "close", lambda _: closed.append(1))
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._one_of_several = several
+    engine.__exit__(error, None, None)
+    assert len(closed) == closes
+
+
 def test_a_group_out_of_step_is_an_error_on_each_of_its_ranks():
     launch(["-m", "tests.out_of_step_rank"])
 
@@ -243,9 +258,9 @@ def test_grpo_on_several_ranks(tmp_path, n_ranks, tensor_parallel_size):
     """End to end with an engine on each rank, one on both, or two on two ranks each: the proofs pass, the rollouts and
     rewards are those of one process, and vLLM reads the checkpoint."""
     options = (
-        "scripts/train_grpo.py --model data/policy --train-data data/arithmetic/train.jsonl --eval-limit 8 "
-        "--eval-data data/arithmetic/dev.jsonl --engine vllm --max-tokens 60 --token-budget 1024 --wandb disabled "
-        "--rollout-batch-size 32 --train-batch-size 32 --n-grpo-steps 2 --learning-rate 1e-4"
+        "scripts/train_grpo.py --model data/policy --train-data data/arithmetic/train.jsonl --eval-limit 4 "
+        "--eval-data data/arithmetic/dev.jsonl --engine vllm --max-tokens 48 --token-budget 1024 --wandb disabled "
+        "--rollout-batch-size 16 --train-batch-size 16 --group-size 4 --n-grpo-steps 2 --learning-rate 1e-4"
     ).split()
     parallel = ["--tensor-parallel-size", str(tensor_parallel_size)]
     torchrun = f"torch.distributed.run --standalone --nproc_per_node={n_ranks}"

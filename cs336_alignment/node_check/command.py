@@ -136,26 +136,39 @@ def check_node(config: NodeCheckConfig, console: Console) -> bool:
     setting = _setting(config)
     chosen = [check for check in CHECKS if check.name in config.only or not config.only]
     outcomes: list[Outcome] = []
+    seconds, unwritten = 0.0, None
     for check in chosen:
         blocked = _blocked(check, outcomes)
         if blocked is None:
             console.print(f"{check.name}: {check.about} ...", highlight=False)
         outcomes.append(blocked or run_check(check, setting))
-    seconds = round(monotonic() - began, 1)
+        # After each check: a job that its walltime ends in the middle of one has the others' figures.
+        seconds = round(monotonic() - began, 1)
+        unwritten = _write(config, outcomes, seconds, complete=check is chosen[-1])
     console.print(as_table(outcomes))
     for outcome in outcomes:
         if outcome.status == "fail":
             failure = f"{outcome.name} failed: {outcome.message}\n    type: {outcome.to_type or 'see above'}\n"
             console.print(failure, markup=False, highlight=False, soft_wrap=True)
-    passed = not any(outcome.status == "fail" for outcome in outcomes)
     console.print(_sum_up(outcomes, seconds), highlight=False)
-    report = {"passed": passed, "seconds": seconds, "config": asdict(config), "machine": environment.describe()}
+    said = f"report: {config.output / REPORT}" if unwritten is None else f"the report cannot be written: {unwritten}"
+    console.print(said, markup=False, highlight=False, soft_wrap=True)
+    return _passed(outcomes)
+
+
+def _passed(outcomes: Sequence[Outcome]) -> bool:
+    return not any(outcome.status == "fail" for outcome in outcomes)
+
+
+def _write(config: NodeCheckConfig, outcomes: Sequence[Outcome], seconds: float, complete: bool) -> OSError | None:
+    """Write the report; the error where that is not possible, as on a full disk, which a check says too."""
+    report = {"complete": complete, "passed": complete and _passed(outcomes), "seconds": seconds}
+    report |= {"config": asdict(config), "machine": environment.describe()}
     try:
         write_json(config.output / REPORT, {**report, "checks": [asdict(outcome) for outcome in outcomes]})
-        console.print(f"report: {config.output / REPORT}", highlight=False, soft_wrap=True)
-    except OSError as error:  # a full disk is what the report would have said
-        console.print(f"the report cannot be written: {error}", markup=False, highlight=False)
-    return passed
+    except OSError as error:
+        return error
+    return None
 
 
 def _setting(config: NodeCheckConfig) -> Setting:

@@ -40,8 +40,6 @@ STEPS = 2
 MEMORY_MARGIN = 1.1
 """Of what was predicted, before a run counts as larger."""
 POLL_SECONDS = 0.05
-SHARED_MEMORY, CPU_SEGMENTS = Path("/dev/shm"), "*-cpushm_*"
-"""Through which the ranks of an engine on CPUs exchange tensors."""
 
 
 def without_vllm(setting: Setting) -> str | None:
@@ -78,21 +76,7 @@ def engine(setting: Setting) -> Figures:
 def engine_tensor_parallel(setting: Setting) -> Figures:
     """The same with the engines' weights spread over GPUs."""
     size = group_size(setting)
-    ranks = Ranks(size)
-    problem = ranks.any_of(_left_by_a_killed_engine() if ranks.is_main and not setting.gpus else None)
-    if problem:
-        raise CheckFailedError(problem, f"rm {SHARED_MEMORY}/{CPU_SEGMENTS}, where no other program of yours uses them")
     return _engine(setting, tensor_parallel_size=size)
-
-
-def _left_by_a_killed_engine() -> str | None:
-    left = list(SHARED_MEMORY.glob(CPU_SEGMENTS))
-    if not left:
-        return None
-    return (
-        f"{SHARED_MEMORY} holds {len(left)} segments of another engine, one that runs or one that was killed: vLLM "
-        "gives them the same names for every run on CPUs, and starts none beside them"
-    )
 
 
 def _engine(setting: Setting, tensor_parallel_size: Literal[1, 2, 4]) -> Figures:
@@ -172,7 +156,8 @@ def _grpo(config: GRPOConfig, setting: Setting) -> Figures:
         config, predicted = planned(config)
     folder = config.run.output
     assert folder is not None
-    with PeakMemory() as memory, _session(config) as (session, problems):
+    # Once the session is open: asking for memory from another thread would break the engine's capture of its graphs.
+    with _session(config) as (session, problems), PeakMemory() as memory:
         # Rewards by chance, so that there is a gradient whatever the model can do.
         session.grader = grader_of(_coin)
         began = monotonic()

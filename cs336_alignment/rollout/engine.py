@@ -19,7 +19,7 @@ class Sampling:
     """How to sample. The defaults are the handout's for the GSM8K baseline.
 
     Attributes:
-        temperature: of the softmax; 0 is greedy.
+        temperature: sampling temperature; 0 is greedy.
         top_p: sample from the smallest set of tokens with at least this probability; 1 keeps all.
         max_tokens: at most so many new tokens.
         min_tokens: EOS cannot be sampled, and stop strings do not count, before so many.
@@ -86,6 +86,9 @@ class Completion:
             )
 
 
+SUMMED_AT_ONCE = 2**22
+
+
 @dataclass(frozen=True)
 class WeightSum:
     """A checksum of a weight, or of a part of one, that does not depend on where or how its numbers lie.
@@ -101,10 +104,12 @@ class WeightSum:
 
     @classmethod
     def of(cls, weight: Tensor) -> "WeightSum":
-        """Summed in float64 without a copy of the weight in float64."""
-        weight = weight.detach()
-        magnitude = torch.linalg.vector_norm(weight, 1, dtype=torch.float64)
-        return cls(weight.numel(), weight.sum(dtype=torch.float64).item(), magnitude.item())
+        """Summed in float64, some millions at a time: torch converts what it sums, and a whole embedding in float64
+        would not fit beside an engine."""
+        sums = torch.zeros(2, dtype=torch.float64, device=weight.device)
+        for part in weight.detach().flatten().split(SUMMED_AT_ONCE):
+            sums += torch.stack([part.sum(dtype=torch.float64), part.abs().sum(dtype=torch.float64)])
+        return cls(weight.numel(), *sums.tolist())
 
 
 @runtime_checkable

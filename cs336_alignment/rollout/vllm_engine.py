@@ -189,8 +189,10 @@ class VLLMEngine:
     def __enter__(self) -> "VLLMEngine":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        # To close is a collective operation. After an error the other ranks are elsewhere, and this process ends.
+        if kind is None or not self._one_of_several:
+            self.close()
 
     @property
     def _workers_elsewhere(self) -> bool:
@@ -269,7 +271,8 @@ def _clear_shared_memory() -> None:
     dist.barrier()
     if os.environ.get("LOCAL_RANK", "0") == "0":
         for left in Path("/dev/shm").glob("*-cpushm_*"):
-            left.unlink(missing_ok=True)
+            with suppress(FileNotFoundError, PermissionError):  # another rank was faster, or it is another user's
+                left.unlink()
     dist.barrier()
 
 

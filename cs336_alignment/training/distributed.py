@@ -43,7 +43,10 @@ def spread(
     if ranks.count == 1 or sharding == "replicas":
         return
     mesh = init_device_mesh(ranks.device.type, (ranks.count,))
-    precision = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None)
+    # Inputs are in the compute dtype already. Casting them would copy the layout of a row anew for every layer.
+    precision = MixedPrecisionPolicy(
+        param_dtype=compute_dtype, reduce_dtype=torch.float32 if compute_dtype else None, cast_forward_inputs=False
+    )
     for part in (*layers, module):
         fully_shard(part, mesh=mesh, mp_policy=precision)
         assert isinstance(part, FSDPModule)

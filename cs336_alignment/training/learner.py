@@ -248,6 +248,7 @@ class Learner:
                     for row, (example, scores) in enumerate(zip(examples, result.log_probs, strict=True))
                 ),
             )
+        self.ranks.wait()  # a rank that raised would end the one that writes
         raise NonFiniteLossError(
             f"after {self.steps_taken} optimiser steps the loss is {result.loss} and its gradient's norm "
             f"{result.grad_norm}: the policy was left as it was, and the batch written to {path}. A lower learning "

@@ -2,9 +2,9 @@
 
 Three values are chosen together, so that every phase fits beside the reserve:
 
-    --activation-checkpointing   no, where a budget of 4,096 tokens fits without it (or the longest example, or all
-                                 that a GPU has to do in a step); else yes, for a third more compute
-    --token-budget               the largest that fits, up to 16,384 tokens or all that a GPU has to do in a step
+    --token-budget               4,096 tokens (or the longest example; or all that a GPU has to do in a step): longer
+                                 rows keep a GPU hardly busier, and take memory that a wrong prediction would want
+    --activation-checkpointing   no, where that budget fits without it; else yes, for a third more compute
     --gpu-memory-utilization     what vLLM needs to sample a GPU's part of the rollout batch at once, and no more;
                                  less, where so much does not fit beside the trainer
 
@@ -36,8 +36,6 @@ from cs336_alignment.training.session import PROMPT_TOKENS, PROOF_PROMPTS, RunCo
 
 ASSUMED_GPU_GIB = 39.4
 """What an A100-40GB reports."""
-LARGEST_BUDGET = 16384
-"""Longer rows keep a GPU no busier."""
 VLLM_SEQUENCES = 256
 """That VLLMEngine runs at once, unless told otherwise."""
 LEAST_SHARE = 0.01
@@ -89,7 +87,6 @@ def choose(config: Config, shape: ModelShape, longest: int) -> Config:
     run, optimizer = config.run, config.optimizer
     by_tokens = optimizer.gradient_accumulation_steps is None and optimizer.token_budget is None
     all_there_is = -(-config.sequences_per_step // count_ranks()) * longest
-    largest_useful = max(longest, min(LARGEST_BUDGET, all_there_is))
     wanted = max(longest, min(TOKEN_BUDGET, all_there_is)) if by_tokens else _row_tokens(config, longest)
     tried = [False, True] if run.activation_checkpointing is None else [run.activation_checkpointing]
     candidates = [with_values(config, activation_checkpointing=checkpointing) for checkpointing in tried]
@@ -99,7 +96,7 @@ def choose(config: Config, shape: ModelShape, longest: int) -> Config:
     chosen, prediction = candidates[taken], predictions[taken]
     if by_tokens:
         # Where nothing fits, the longest example, which is never cut.
-        budget = max(longest, min(prediction.largest_token_budget, largest_useful))
+        budget = max(longest, min(prediction.largest_token_budget, wanted))
         chosen = with_values(chosen, token_budget=budget)
     if run.gpu_memory_utilization is None and run.engine != "transformers":
         largest = min(WHOLE_SHARE, prediction.largest_engine_share)

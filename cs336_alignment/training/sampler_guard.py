@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from cs336_alignment.ranks import Ranks
 from cs336_alignment.rollout.proof import LIMITS, SamplerCheck, SamplerDifferenceError, check_sampler
 from cs336_alignment.run_folder import write_json_lines
 from cs336_alignment.training.rollouts import Rollout
@@ -23,14 +24,14 @@ class SamplerGuard:
         dtype: the engine's.
         skipped: tokens at the beginning of each response in which EOS could not be sampled (`min_tokens`).
         folder: where the offending rollouts are written.
-        writes: whether this rank does so.
+        ranks: this process among its peers; all of them compare the same.
         warn: says something to the user.
     """
 
     dtype: str
     skipped: int
     folder: Path
-    writes: bool
+    ranks: Ranks
     warn: Callable[[str], None]
 
     def check(self, step: int, rollouts: Sequence[Rollout], trainer: Sequence[Tensor | None]) -> SamplerCheck:
@@ -50,9 +51,10 @@ class SamplerGuard:
         )
         if found.stops:
             path = self.folder / f"sampler_difference_step_{step}.jsonl"
-            if self.writes:
+            if self.ranks.is_main:
                 offending = [run[row] for row in found.offending]
                 write_json_lines(path, ({**asdict(r), "trainer_log_probs": scores.tolist()} for r, scores in offending))
+            self.ranks.wait()  # a rank that raised would end the one that writes
             raise SamplerDifferenceError(
                 f"step {step}: the rollout engine's log-probs of what it sampled are {found.mean:.2g} nats a token "
                 f"from the trainer's (the limit in {self.dtype} is {LIMITS[self.dtype].mean}, and "

@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoTokenizer
 
 from cs336_alignment import prompts
 from cs336_alignment.evaluation import GRADERS, answer, check_prompts, summarize
-from cs336_alignment.ranks import Ranks
+from cs336_alignment.ranks import Ranks, tell_peers
 from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, derive_seed
 from cs336_alignment.rollout.proof import Proof, prove_policy
 from cs336_alignment.rollout.selection import EngineName, open_engine
@@ -64,7 +64,7 @@ class RunConfig:
     resume: Literal["never", "auto"] = "never"
     """auto goes on from the latest checkpoint in --output, or starts where there is none."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Seed of everything that is drawn: questions, rollouts, evaluations, orders."""
     prompt: Literal["r1_zero", "question_only"] = "r1_zero"
     """Prompt template; it also decides the answer format that is graded."""
     engine: EngineName = "auto"
@@ -75,7 +75,7 @@ class RunConfig:
     """Share of each GPU's memory for a vLLM engine. Default: enough for the rollout batch, as far as it fits beside the
     trainer."""
     dtype: Dtype = "auto"
-    """Of compute; auto is bfloat16 on a GPU, float32 on a CPU. Weights are float32."""
+    """Precision of the computation; auto is bfloat16 on a GPU and float32 on a CPU. Weights are float32 in either case."""
     activation_checkpointing: bool | None = None
     """Keep only each layer's input for the backward pass: less memory, a third more compute. Default: only where
     nothing else fits into the GPU's memory."""
@@ -85,15 +85,15 @@ class RunConfig:
     """Consecutive ranks that share one rollout engine (vLLM), for models too large for one GPU. The number of ranks
     must be a multiple of it."""
     temperature: float = 1.0
-    """Of rollouts, and of the log-probs that are trained on."""
+    """Sampling temperature of the rollouts, and of the log-probs that are trained on."""
     max_tokens: int = 1024
-    """Longest response."""
+    """Longest response, in tokens."""
     eval_every: int = 5
     """Steps between evaluations; one before the first step and one after the last are made in any case."""
     eval_limit: int = 1024
     """At most so many evaluation problems, the first of the file."""
     eval_temperature: float = 1.0
-    """Of the evaluations; 0 is greedy."""
+    """Sampling temperature of the evaluations; 0 is greedy."""
     checkpoint_every: int = 10
     """Steps between checkpoints; one is written at the end, and on a signal or time limit, in any case. (Expert
     iteration repeats a round that a signal cuts short.)"""
@@ -237,7 +237,9 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        if error is not None and not isinstance(error, SystemExit):
+            tell_peers(error)
         self._interruption.restore()
         self._stack.close()
 
@@ -275,7 +277,7 @@ class Session:
 
     def sampler_guard(self, min_tokens: int) -> SamplerGuard:
         """What compares rollouts, of at least `min_tokens` tokens, with the policy that is to learn from them."""
-        return SamplerGuard(self.engine.dtype, min_tokens, self.folder, self.ranks.is_main, self.record.warn)
+        return SamplerGuard(self.engine.dtype, min_tokens, self.folder, self.ranks, self.record.warn)
 
     def reference_log_probs(self, examples: Sequence[TokenExample], weights: Tensor) -> list[Tensor]:
         """Log-probs of each example's response tokens under the initial policy; of those with weight 0 none."""

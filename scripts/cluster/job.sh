@@ -16,7 +16,7 @@ RESUBMISSIONS=${RESUBMISSIONS:-0}                    # so far
 MAX_RESUBMISSIONS=${MAX_RESUBMISSIONS:-10}
 MARGIN_MINUTES=${MARGIN_MINUTES:-10}                 # of the walltime, for the start and the last checkpoint
 THREADS=${THREADS:-8}                                # of a rank; PBS would give each all of the node's
-CARRIED=(RECIPE RUN GPUS THREADS SCRATCH CONTAINER RESUBMISSIONS MAX_RESUBMISSIONS MARGIN_MINUTES)
+CARRIED=(RECIPE RUN GPUS THREADS SCRATCH CONTAINER MODULES RESUBMISSIONS MAX_RESUBMISSIONS MARGIN_MINUTES)
 STOPPED=75                                           # cs336_alignment/command_line.py has the exit statuses
 UNUSABLE=2
 export "${CARRIED[@]}"
@@ -29,8 +29,8 @@ export HF_HOME=$CACHE/huggingface VLLM_CACHE_ROOT=$CACHE/vllm UV_CACHE_DIR=$CACH
 export TORCHINDUCTOR_CACHE_DIR=$CACHE/torchinductor TRITON_CACHE_DIR=$CACHE/triton
 export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 OMP_NUM_THREADS=$THREADS
 export UV_LINK_MODE=copy                             # the cache is on another file system
-# How long a rank may take to leave once another has left; what torchrun and accelerate would pass on to their ranks
-# (scripts/launch.py does so by itself).
+# For who starts torchrun or accelerate by hand: how long ranks may take to leave, and the signals to pass on to them (of
+# torch 2.13; scripts/launch.py does both by itself).
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=900 PET_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGUSR1
 mkdir -p "$RUNS" "$(dirname "$LOG")" "$CACHE"
 

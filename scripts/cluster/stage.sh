@@ -52,7 +52,7 @@ install() {
         "${IN_CONTAINER[@]}" uv sync --locked --extra gpu
     else
         "${IN_CONTAINER[@]}" uv venv --python 3.11 --allow-existing
-        "${IN_CONTAINER[@]}" uv pip install --no-config -r docs/requirements-cuda12.txt
+        "${IN_CONTAINER[@]}" uv pip install --no-config --only-binary vllm -r docs/requirements-cuda12.txt
         "${IN_CONTAINER[@]}" uv pip install --no-config --no-deps -e .
     fi
 }

@@ -51,7 +51,8 @@ on_every_node() {
 }
 
 elsewhere() {
-    printf 'cd %q && SCRATCH=%q && source scripts/nscc/environment.sh && exec ' "$PWD" "$SCRATCH"
+    printf 'cd %q && SCRATCH=%q THREADS=%q MODULES=%q CONTAINER=%q && source scripts/nscc/environment.sh && exec ' \
+        "$PWD" "$SCRATCH" "$THREADS" "$MODULES" "$CONTAINER"
     printf '%q ' "$@"
 }
 
