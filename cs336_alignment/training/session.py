@@ -75,7 +75,7 @@ class RunConfig:
     """Share of each GPU's memory for a vLLM engine. Default: enough for the rollout batch, as far as it fits beside the
     trainer."""
     dtype: Dtype = "auto"
-    """Precision of the computation; auto is bfloat16 on a GPU and float32 on a CPU. Weights are float32 in either case."""
+    """Precision of the computation; auto is bfloat16 on a GPU, float32 on a CPU. Weights are float32 in either case."""
     activation_checkpointing: bool | None = None
     """Keep only each layer's input for the backward pass: less memory, a third more compute. Default: only where
     nothing else fits into the GPU's memory."""
