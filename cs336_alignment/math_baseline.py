@@ -22,7 +22,7 @@ from rich.markdown import Markdown
 from transformers import AutoConfig, AutoTokenizer
 
 from cs336_alignment import environment, prompts
-from cs336_alignment.command_line import UNUSABLE, parse_options
+from cs336_alignment.command_line import FAILED, UNUSABLE, parse_options
 from cs336_alignment.evaluation import (
     GRADERS,
     EvaluationProtocol,
@@ -33,7 +33,7 @@ from cs336_alignment.evaluation import (
 )
 from cs336_alignment.evaluation_report import summary_table, write_report
 from cs336_alignment.ranks import Ranks, failing_together, leave_peers, several_ranks
-from cs336_alignment.rollout.engine import RolloutEngine, Sampling
+from cs336_alignment.rollout.engine import EngineError, RolloutEngine, Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype, TransformersEngine
 from cs336_alignment.run_folder import UsageError, check_same_run, record_session, write_json
@@ -94,9 +94,9 @@ def main() -> None:
             environment.use_device_indices()
             run(config, Console(stderr=True))
             leave_peers()
-    except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
+    except (UsageError, EngineError, EngineNotInstalledError, environment.MachineError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(UNUSABLE)
+        sys.exit(FAILED if isinstance(error, EngineError) else UNUSABLE)
 
 
 def run(config: BaselineConfig, console: Console) -> Path:

@@ -1,8 +1,8 @@
 """Two ranks share one vLLM engine, and ask it for different things: `torchrun -m tests.out_of_step_rank`."""
 
 from cs336_alignment.ranks import Ranks, leave_peers
-from cs336_alignment.rollout.engine import Sampling
-from cs336_alignment.rollout.vllm_engine import GroupOutOfStepError, VLLMEngine
+from cs336_alignment.rollout.engine import GroupOutOfStepError, Sampling
+from cs336_alignment.rollout.vllm_engine import VLLMEngine
 from tests.common import REPOSITORY
 
 

@@ -4,7 +4,6 @@ import re
 from dataclasses import replace
 
 import pytest
-from transformers import Olmo2Config
 
 from cs336_alignment.command_line import parse_options
 from cs336_alignment.training.expert_iteration import ExpertIterationConfig
@@ -12,20 +11,10 @@ from cs336_alignment.training.grpo import GRPOConfig
 from cs336_alignment.training.memory_check import check_memory
 from cs336_alignment.training.sft import SFTConfig
 from tests.common import REPOSITORY
-from tests.test_memory import QWEN_1_5B
+from tests.test_memory import OLMO_1B, QWEN_1_5B
 
 RECIPES = sorted((REPOSITORY / "scripts" / "recipes").glob("*.toml"))
 COMMANDS = {"train_sft": SFTConfig, "train_expert_iteration": ExpertIterationConfig, "train_grpo": GRPOConfig}
-OLMO_1B = Olmo2Config(
-    hidden_size=2048,
-    num_hidden_layers=16,
-    num_attention_heads=16,
-    num_key_value_heads=16,
-    intermediate_size=8192,
-    vocab_size=100352,
-    tie_word_embeddings=False,
-    max_position_embeddings=4096,
-)
 
 
 def read(path):

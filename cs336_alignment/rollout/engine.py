@@ -10,8 +10,16 @@ import torch
 from torch import Tensor
 
 
-class NonFiniteLogProbError(RuntimeError):
+class EngineError(RuntimeError):
+    """What a rollout engine returns, or is asked for, cannot be right."""
+
+
+class NonFiniteLogProbError(EngineError):
     """An engine returned a token whose log-prob is NaN or infinite: what it samples is noise."""
+
+
+class GroupOutOfStepError(EngineError):
+    """The ranks of one tensor-parallel engine were asked for different things."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cs336_alignment.rollout.engine import Completion, Sampling, WeightSum, check_prompt_lengths, derive_seed
+from cs336_alignment.rollout.engine import (
+    Completion,
+    GroupOutOfStepError,
+    Sampling,
+    WeightSum,
+    check_prompt_lengths,
+    derive_seed,
+)
 from cs336_alignment.rollout.transformers_engine import Dtype
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
@@ -44,10 +51,6 @@ with suppress(ImportError):  # vLLM 0.19 has no second model runner
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorOfRunner2
 
     _LOGITS_PROCESSORS += (LogitsProcessorOfRunner2,)
-
-
-class GroupOutOfStepError(RuntimeError):
-    """The ranks of one tensor-parallel engine were asked for different things."""
 
 
 class VLLMEngine:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from cs336_alignment import environment
 from cs336_alignment.command_line import FAILED, STOPPED, UNUSABLE, parse_options
 from cs336_alignment.ranks import failing_together, leave_peers
+from cs336_alignment.rollout.engine import EngineError
 from cs336_alignment.rollout.proof import SamplerDifferenceError, StalePolicyError
 from cs336_alignment.rollout.selection import EngineNotInstalledError
 from cs336_alignment.run_folder import UsageError
@@ -47,7 +48,7 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
             sys.exit(STOPPED)
     except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
         _fail(error, UNUSABLE)
-    except (StalePolicyError, SamplerDifferenceError, NonFiniteLossError) as error:
+    except (EngineError, StalePolicyError, SamplerDifferenceError, NonFiniteLossError) as error:
         _fail(error, FAILED)
 
 
