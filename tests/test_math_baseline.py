@@ -14,6 +14,7 @@ from cs336_alignment import environment, math_baseline
 from cs336_alignment.math_baseline import BaselineConfig, choose_model_and_data, run
 from cs336_alignment.run_folder import UsageError
 from tests.common import REPOSITORY, TINY_QWEN2, glossary
+from tests.test_distributed import launch
 
 TINY = str(TINY_QWEN2)
 
@@ -222,3 +223,24 @@ def test_the_command_without_options_evaluates_the_embedded_policy(tmp_path):
     assert summary["format_rate"] > 0.2
     assert "embedded arithmetic set" in finished.stderr
     assert "accuracy" in finished.stdout
+
+
+@pytest.mark.slow
+def test_ranks_share_a_baseline_out_and_draw_what_one_process_does(tmp_path):
+    options = "-m cs336_alignment.math_baseline --model data/policy --data data/arithmetic/dev.jsonl --limit 21"
+    options = f"{options} --max-tokens 40 --chunk-size 8 --engine transformers --output".split()
+    launch([*options, str(tmp_path / "two")])
+    subprocess.run([sys.executable, *options, str(tmp_path / "one")], cwd=REPOSITORY, check=True, capture_output=True)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "completions/examples.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert [row["index"] for row in two] == list(range(21))
+    for name in ("token_ids", "reward", "gold"):
+        assert [row[name] for row in two] == [row[name] for row in one]
+    assert json.loads((tmp_path / "two" / "summary.json").read_text())["n"] == 21
+    # Interrupted after its first chunk, and continued by one process alone.
+    lines = (tmp_path / "two" / "completions/examples.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "two" / "completions/examples.jsonl").write_text("".join(lines[:11]))
+    subprocess.run([sys.executable, *options, str(tmp_path / "two"), "--resume"], cwd=REPOSITORY, check=True)
+    assert (tmp_path / "two" / "completions/examples.jsonl").read_text() == "".join(lines)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
@@ -322,6 +323,19 @@ def test_a_round_is_cut_short_only_where_no_other_goes_with_it(saved, stops):
     assert session.cut_short(5) == stops
     session._interruption.restore()
     assert ["within step 5" in line and "SIGUSR1" in line for line in said] == [True] * stops
+
+
+@pytest.mark.parametrize("error", [ValueError("broken"), None, SystemExit(75)])
+def test_peers_are_told_of_a_failure_before_anything_is_closed(error, monkeypatch):
+    """Closing an engine of several ranks waits for them, and they for this one."""
+    session, done = Session.__new__(Session), []
+    session._interruption = cast(Any, SimpleNamespace(restore=lambda: done.append("restore")))
+    stack = ExitStack()
+    stack.push(lambda kind, *_: done.append(kind))
+    session._stack = stack
+    monkeypatch.setattr("cs336_alignment.training.session.tell_peers", lambda error: done.append("tell"))
+    session.__exit__(type(error), error, None)
+    assert done == [*(["tell"] if isinstance(error, ValueError) else []), "restore", error and type(error)]
 
 
 def test_the_resume_check_notices_a_difference(tmp_path):

@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
+from types import TracebackType
 from typing import Any, Literal
 
 import numpy as np
@@ -237,11 +238,13 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if error is not None and not isinstance(error, SystemExit):
             tell_peers(error)
         self._interruption.restore()
-        self._stack.close()
+        self._stack.__exit__(kind, error, traceback)  # the engine has to know whether this is an error's way out
 
     @property
     def policy(self) -> Policy:
