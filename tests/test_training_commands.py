@@ -334,8 +334,9 @@ def test_peers_are_told_of_a_failure_before_anything_is_closed(error, monkeypatc
     stack.push(lambda kind, *_: done.append(kind))
     session._stack = stack
     monkeypatch.setattr("cs336_alignment.training.session.tell_peers", lambda error: done.append("tell"))
-    session.__exit__(type(error), error, None)
-    assert done == [*(["tell"] if isinstance(error, ValueError) else []), "restore", error and type(error)]
+    kind = None if error is None else type(error)
+    session.__exit__(kind, error, None)
+    assert done == [*(["tell"] if kind is ValueError else []), "restore", kind]
 
 
 def test_the_resume_check_notices_a_difference(tmp_path):
