@@ -9,11 +9,12 @@ floor:
     tasks/          data sets in, records out: gsm8k, arithmetic (the embedded set), mmlu, sft_examples, traces
     prompts/        the templates
     environment.py  the machine; run_folder.py: the files a run leaves; command_line.py: options, recipes, exit statuses
-2.  rollout/        policy to text: engine (the protocol), transformers_engine, vllm_engine, selection, proof
+    ranks.py        this process among its peers; peer_watch.py: one that fails ends all
+2.  rollout/        policy to text: engine (the protocol), transformers_engine, decoding, vllm_engine, selection, proof
     evaluation.py   problems through an engine and the grader, to figures; evaluation_report.py: the page
 3.  training/       the algorithms: sft, expert_iteration, grpo, the DPO loss; under them
-                    policy, packing, batching, microbatch, learner   from examples to an optimiser step
-                    session, rollouts, checkpoint, interruption, distributed         around the loops
+                    policy, packing, varlen, batching, microbatch, learner, distributed   examples to an optimiser step
+                    session, rollouts, sampler_guard, checkpoint, interruption       around the loops
                     metrics, run_record                                              what they leave written
                     memory, memory_phases, memory_plan, memory_check, disk_space     before a run
                     alarms, curves                                                   during and after it
