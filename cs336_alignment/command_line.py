@@ -10,11 +10,13 @@ of an earlier run serves too. Options on the command line win.
     75  stopped by a signal or a time limit, with a checkpoint: the same command with --resume auto goes on
     1   failed
     2   the options, or what they name, cannot be used
+    130 Ctrl-C before there was anything to save, or a second one
 
 75 is EX_TEMPFAIL of the BSD sysexits: try again later. A job script resubmits itself on 75 alone.
 """
 
 import argparse
+import math
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,7 @@ from cs336_alignment.run_folder import UsageError, read_json
 
 Config = TypeVar("Config")
 
-FINISHED, FAILED, UNUSABLE, STOPPED = 0, 1, 2, 75
+FINISHED, FAILED, UNUSABLE, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 OF_ONE_RUN = ("output", "resume", "dry_run")
 """What an earlier run's run.json says of that run alone: another run does not take it over."""
@@ -54,7 +56,7 @@ def parse_options(config_type: type[Config], description: str | None, arguments:
     given = [] if known.config is None else recipe_arguments(known.config, config_type)
     try:
         # Of an option that is given twice the last one holds.
-        return tyro.cli(
+        config = tyro.cli(
             config_type,
             args=[*given, *rest],
             description=f"{(description or '').rstrip()}\n\n{RECIPES}",
@@ -64,6 +66,24 @@ def parse_options(config_type: type[Config], description: str | None, arguments:
         if ended.code and given:
             print(f"(the options of {known.config} were read before those of the command line)", file=sys.stderr)
         raise
+    check_numbers(config)
+    return config
+
+
+def check_numbers(config: Any) -> None:
+    """No number of the options may be NaN, infinite, or beyond 64 bits: comparisons let NaN through, seeds overflow.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            check_numbers(value)
+            continue
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not (math.isfinite(number) and abs(number) < 2**63):
+                raise UsageError(f"--{field.name.replace('_', '-')} must be a number of ordinary size, got {number}")
 
 
 def recipe_arguments(path: Path, config_type: type) -> list[str]:

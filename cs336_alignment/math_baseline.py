@@ -12,9 +12,11 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from secrets import token_hex
 from typing import Literal
 
 from rich.console import Console
@@ -25,6 +27,7 @@ from cs336_alignment import environment, prompts
 from cs336_alignment.command_line import FAILED, UNUSABLE, parse_options
 from cs336_alignment.evaluation import (
     GRADERS,
+    METRICS,
     EvaluationProtocol,
     check_prompts,
     evaluate,
@@ -36,7 +39,14 @@ from cs336_alignment.ranks import Ranks, failing_together, leave_peers, several_
 from cs336_alignment.rollout.engine import EngineError, RolloutEngine, Sampling
 from cs336_alignment.rollout.selection import EngineName, EngineNotInstalledError, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype, TransformersEngine
-from cs336_alignment.run_folder import UsageError, check_same_run, record_session, write_json
+from cs336_alignment.run_folder import (
+    UsageError,
+    check_same_run,
+    forget_failed_start,
+    lock_folder,
+    record_session,
+    write_json,
+)
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 
@@ -118,10 +128,29 @@ def run(config: BaselineConfig, console: Console) -> Path:
     problems = _load(data, config.limit)
     template = prompts.load_template(config.prompt)
     _check_prompts(model, data, problems, template)
+    _sampling(config)
+    name = f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}-{token_hex(2)}"  # jobs may start in the same second
+    run_folder = Path("runs") / ranks.gather([name])[0] if config.output is None else config.output
+    with ExitStack() as stack:
+        if ranks.is_main:  # the others might see what it has begun
+            stack.enter_context(lock_folder(run_folder))
+            _check_output(run_folder, config.resume)
+        _evaluate(config, model, data, problems, template, run_folder, ranks, console)
+    return run_folder
+
+
+def _evaluate(
+    config: BaselineConfig,
+    model: str,
+    data: Path,
+    problems: Sequence[Problem],
+    template: str,
+    run_folder: Path,
+    ranks: Ranks,
+    console: Console,
+) -> None:
+    """From an engine to a report."""
     sampling = _sampling(config)
-    run_folder = config.output or Path("runs") / ranks.gather([f"math_baseline-{datetime.now():%Y%m%d-%H%M%S}"])[0]
-    if ranks.is_main:  # the others might see what it has begun
-        _check_output(run_folder, config.resume)
     with _open_engine(config, model, progress=console.is_terminal and ranks.is_main) as engine:
         # vLLM has so many sequences at work at once; the other engine is slow enough to store its examples more often.
         share = 64 if isinstance(engine, TransformersEngine) else 256
@@ -156,7 +185,6 @@ def run(config: BaselineConfig, console: Console) -> Path:
         report = write_report(run_folder, protocol, examples, summary)
         Console().print(Markdown(summary_table(summary)))
         console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
-    return run_folder
 
 
 def choose_model_and_data(
@@ -266,6 +294,8 @@ def _sampling(config: BaselineConfig) -> Sampling:
 
 
 def _check_output(run_folder: Path, resume: bool) -> None:
+    if not resume:
+        forget_failed_start(run_folder, METRICS)
     used = (run_folder / "run.json").exists()
     if used and not resume:
         raise UsageError(f"{run_folder} already holds a run: continue it with --resume, or name another --output")

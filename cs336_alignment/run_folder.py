@@ -9,11 +9,15 @@ Whole files are written beside their place, synced and renamed, so that a file t
 appended and synced; a line that a kill cut short is dropped when the file is read.
 """
 
+import fcntl
 import json
 import os
+import socket
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
+
+LOCK = ".lock"
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -61,6 +65,41 @@ def read_complete_json_lines(path: Path) -> list[dict[str, Any]]:
 
 class UsageError(Exception):
     """The options, or what they name, cannot be used; the message says what to do."""
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Make a run folder where there is none, find out that it can be written to, and keep other processes out of it
+    until the returned file is closed.
+
+    Raises:
+        UsageError: it cannot be written to, or another process works on it.
+    """
+    if folder == Path():
+        raise UsageError("--output names no folder, but the one that the command was started in")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read()
+            raise UsageError(f"--output: another process ({other}) works on {folder}: name another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise UsageError(f"--output: {folder} cannot be written to: {error.strerror}") from error
+    return file
+
+
+def forget_failed_start(folder: Path, metrics: str) -> None:
+    """Remove the record of a run that ended before its first line of metrics: its folder may be used anew."""
+    if not read_complete_json_lines(folder / metrics):
+        (folder / "run.json").unlink(missing_ok=True)
 
 
 class OtherRunError(UsageError):

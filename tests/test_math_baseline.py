@@ -183,6 +183,15 @@ def test_bad_options_are_named_before_a_model_is_loaded(data, tmp_path, changes,
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_that_failed_leaves_its_folder_free(data, tmp_path):
+    output = tmp_path / "run"
+    output.mkdir()
+    (output / "run.json").write_text('{"protocol": {"model": "another"}}')
+    run(config(data, output), quiet())
+    with pytest.raises(UsageError, match="already holds a run"):
+        run(config(data, output), quiet())
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [("", "holds no problems"), ("{}\n", "line 1: no text field 'answer'")]
 )

@@ -22,7 +22,7 @@ from cs336_alignment.command_line import FAILED, STOPPED
 from cs336_alignment.evaluation import GRADERS
 from cs336_alignment.prompts import load_template
 from cs336_alignment.ranks import Ranks
-from cs336_alignment.run_folder import UsageError
+from cs336_alignment.run_folder import UsageError, lock_folder
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.grpo import GRPOConfig, run_grpo
 from cs336_alignment.training.interruption import Interruption
@@ -196,6 +196,13 @@ def test_grpo_on_two_ranks(tmp_path, sharding):
         ("train_sft.py", "--seed -1", "seed must not be negative"),
         ("train_sft.py", "--betas 0.9 1.0", "betas must be at least 0 and below 1"),
         ("train_sft.py", "--threads 0", "threads must be at least 1"),
+        ("train_sft.py", "--learning-rate nan", "learning_rate must be positive, got nan"),
+        ("train_grpo.py", "--max-grad-norm inf", "--max-grad-norm must be a number of ordinary size, got inf"),
+        ("train_grpo.py", "--seed 12345678901234567890", "--seed must be a number of ordinary size"),
+        ("train_grpo.py", "--betas 0.9 nan", "betas must be at least 0"),
+        ("train_grpo.py", "--time-limit-minutes -1", "time_limit_minutes must be positive"),
+        ("train_grpo.py", "--output README.md", "--output: README.md cannot be written to: File exists"),
+        ("train_grpo.py", "--output .", "--output names no folder, but the one that the command was started in"),
     ],
 )
 def test_bad_options_end_in_one_line(script, options, message, monkeypatch, capsys):
@@ -225,6 +232,8 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path, monkeypatch):
     (tmp_path / "checkpoints/step_3").mkdir(parents=True)
     with pytest.raises(UsageError, match="already holds a run: go on with --resume auto"):
         run_grpo(options)
+    with lock_folder(tmp_path), pytest.raises(UsageError, match=rf"another process \({os.getpid()} on .*\) works on"):
+        run_grpo(replace(options, run=replace(options.run, resume="auto")))
     (tmp_path / "run.json").write_text(json.dumps({"config": {"run": {"model": "another"}}}))
     with pytest.raises(UsageError, match=r"started with another .*run\.model"):
         run_grpo(replace(options, run=replace(options.run, resume="auto")))
@@ -297,6 +306,25 @@ def test_an_interruption_is_noted_and_a_time_limit_kept():
     os.kill(os.getpid(), signal.SIGTERM)
     assert interruption.reason() == interruption.signalled() == "SIGTERM"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_ctrl_c_and_a_closed_terminal_end_in_a_checkpoint(number):
+    before = signal.getsignal(number)
+    interruption = Interruption(Ranks(), monotonic())
+    os.kill(os.getpid(), number)
+    assert interruption.reason() == number.name
+    interruption.restore()
+    assert signal.getsignal(number) == before
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    interruption = Interruption(Ranks(), monotonic())
+    os.kill(os.getpid(), signal.SIGINT)
+    assert interruption.signalled() == "SIGINT"
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    interruption.restore()
 
 
 def test_a_run_ends_before_a_step_that_would_end_after_the_time_limit(monkeypatch):

@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from cs336_alignment import environment
-from cs336_alignment.command_line import FAILED, STOPPED, UNUSABLE, parse_options
+from cs336_alignment.command_line import FAILED, INTERRUPTED, STOPPED, UNUSABLE, parse_options
 from cs336_alignment.ranks import failing_together, leave_peers
 from cs336_alignment.rollout.engine import EngineError
 from cs336_alignment.rollout.proof import SamplerDifferenceError, StalePolicyError
@@ -46,6 +46,8 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
             leave_peers()
         if finished is False:
             sys.exit(STOPPED)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except (UsageError, EngineNotInstalledError, environment.MachineError) as error:
         _fail(error, UNUSABLE)
     except (EngineError, StalePolicyError, SamplerDifferenceError, NonFiniteLossError) as error:

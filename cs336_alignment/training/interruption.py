@@ -1,8 +1,9 @@
-"""Asked to stop: by SIGTERM or SIGUSR1, as schedulers send them before the end, or by a time limit of one's own.
+"""Asked to stop: by SIGTERM or SIGUSR1, as schedulers send them before the end, by Ctrl-C, by a terminal that is closed
+(SIGHUP), or by a time limit of one's own.
 
 A loop looks between two steps, writes a checkpoint and ends with exit status 75; `--resume auto` goes on from there. It
 stops before the time limit where another step, as long as the longest so far, would end after it. Within a long step a
-loop may look for a signal.
+loop may look for a signal. A second Ctrl-C ends at once.
 """
 
 import signal
@@ -10,6 +11,8 @@ from time import monotonic
 from types import FrameType
 
 from cs336_alignment.ranks import Ranks
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class Interruption:
@@ -28,7 +31,7 @@ class Interruption:
         self._longest_step = 0.0
         self._deadline = None if time_limit_minutes is None else began + 60 * time_limit_minutes
         self._signal: str | None = None
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+        self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
 
     def reason(self) -> str | None:
         """Why to stop now, the same on every rank; None to go on."""
@@ -49,4 +52,6 @@ class Interruption:
             signal.signal(number, handler)
 
     def _note(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == "SIGINT":
+            raise KeyboardInterrupt
         self._signal = signal.Signals(number).name

@@ -170,7 +170,9 @@ class RunRecord:
 
     def _show(self, kind: str, step: int, metrics: dict[str, Any], timing: dict[str, float]) -> None:
         shown = ("reward", "accuracy", "format_reward", "format_rate", "loss", "entropy", "mean_length", "grad_norm")
-        numbers = "  ".join(f"{name} {metrics[name]:.4g}" for name in shown if isinstance(metrics.get(name), float))
+        numbers = "  ".join(
+            f"{name} {metrics[name]:.4g}" for name in shown if isinstance(metrics.get(name), int | float)
+        )
         line = f"{kind} {step}  {numbers}  {timing['wall_seconds']:.0f} s"
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
         if kind == "train":

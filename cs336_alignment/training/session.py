@@ -28,7 +28,7 @@ from cs336_alignment.rollout.engine import Completion, RolloutEngine, Sampling, 
 from cs336_alignment.rollout.proof import Proof, prove_policy
 from cs336_alignment.rollout.selection import EngineName, open_engine
 from cs336_alignment.rollout.transformers_engine import Dtype
-from cs336_alignment.run_folder import UsageError, check_same_run
+from cs336_alignment.run_folder import UsageError, check_same_run, forget_failed_start, lock_folder
 from cs336_alignment.tasks.gsm8k import load_problems
 from cs336_alignment.tasks.problem import Problem
 from cs336_alignment.training.checkpoint import Checkpoints, Progress
@@ -38,7 +38,7 @@ from cs336_alignment.training.learner import Learner, OptimizerConfig
 from cs336_alignment.training.packing import TokenExample
 from cs336_alignment.training.policy import Policy
 from cs336_alignment.training.rollouts import Rollout, sample_rollouts
-from cs336_alignment.training.run_record import RunRecord, WandbMode, settings_of
+from cs336_alignment.training.run_record import METRICS, RunRecord, WandbMode, settings_of
 from cs336_alignment.training.sampler_guard import SamplerGuard
 
 PROOF_PROMPTS = 4
@@ -126,8 +126,9 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.gpu_memory_utilization is not None and not 0 < self.gpu_memory_utilization < 1:
             raise ValueError(f"gpu_memory_utilization must be between 0 and 1, got {self.gpu_memory_utilization}")
-        if self.gpu_memory_gib is not None and self.gpu_memory_gib <= 0:
-            raise ValueError(f"gpu_memory_gib must be positive, got {self.gpu_memory_gib}")
+        for name in ("gpu_memory_gib", "time_limit_minutes"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}: rollouts explore")
 
@@ -190,12 +191,13 @@ class Session:
         self._steps = steps
         self.eval_problems = eval_problems[: run.eval_limit]
         self._checkpoints = Checkpoints(self.folder, run.keep_checkpoints)
-        latest = self._checkpoints.latest()
-        if run.resume == "never" and (latest or (self.folder / "run.json").exists()):
-            raise UsageError(f"{self.folder} already holds a run: go on with --resume auto, or name another --output")
         settings = settings_of(config, (run.eval_data, traces or run.train_data))
-        check_same_run(self.folder, "config", settings, UNMATCHED)
         with ExitStack() as stack:
+            if self.ranks.is_main:  # the others might see what it has begun
+                stack.enter_context(lock_folder(self.folder))
+                self._check_folder(settings)
+            self.ranks.wait()
+            latest = self._checkpoints.latest()
             _seed_everything(run.seed)
             if policy is None:
                 policy = _load_policy(run)
@@ -361,6 +363,15 @@ class Session:
             max_tokens=self.run.max_tokens,
             seed=derive_seed(self.run.seed, EVALUATION, step),
         )
+
+    def _check_folder(self, settings: dict[str, Any]) -> None:
+        """What the folder holds can be gone on with, or is nothing."""
+        latest = self._checkpoints.latest()
+        if latest is None:
+            forget_failed_start(self.folder, METRICS)
+        if self.run.resume == "never" and (latest or (self.folder / "run.json").exists()):
+            raise UsageError(f"{self.folder} already holds a run: go on with --resume auto, or name another --output")
+        check_same_run(self.folder, "config", settings, UNMATCHED)
 
     def _choose_folder(self) -> Path:
         if self.run.output is not None:
