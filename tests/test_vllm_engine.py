@@ -260,7 +260,7 @@ def test_grpo_on_several_ranks(tmp_path, n_ranks, tensor_parallel_size):
     options = (
         "scripts/train_grpo.py --model data/policy --train-data data/arithmetic/train.jsonl --eval-limit 4 "
         "--eval-data data/arithmetic/dev.jsonl --engine vllm --max-tokens 48 --token-budget 1024 --wandb disabled "
-        "--rollout-batch-size 16 --train-batch-size 16 --group-size 4 --n-grpo-steps 2 --learning-rate 1e-4"
+        "--rollout-batch-size 32 --train-batch-size 32 --group-size 4 --n-grpo-steps 2 --learning-rate 1e-4"
     ).split()
     parallel = ["--tensor-parallel-size", str(tensor_parallel_size)]
     torchrun = f"torch.distributed.run --standalone --nproc_per_node={n_ranks}"
