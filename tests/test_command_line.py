@@ -153,10 +153,24 @@ def launched(tmp_path, program, **options):
     )
 
 
-@pytest.mark.parametrize(("of_ranks", "status"), [([0, 0], 0), ([75, 75], 75), ([75, 1], 1)])
+@pytest.mark.parametrize(("of_ranks", "status"), [([0, 0], 0), ([75, 75], 75)])
 def test_the_launcher_has_the_ranks_status(tmp_path, of_ranks, status):
     program = f"import os, sys\nsys.exit({of_ranks}[int(os.environ['RANK'])])"
     assert launched(tmp_path, program, stderr=subprocess.DEVNULL).wait() == status
+
+
+ONE_FAILS = """
+import os, signal, sys
+if os.environ["RANK"] == "1":
+    sys.exit(1)
+signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+signal.pause()
+"""
+
+
+def test_a_rank_that_failed_decides_the_status(tmp_path):
+    """Not the other, which is told to stop because of it, and stops well."""
+    assert launched(tmp_path, ONE_FAILS, stderr=subprocess.DEVNULL).wait() == 1
 
 
 LISTENER = """
