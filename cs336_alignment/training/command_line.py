@@ -1,9 +1,11 @@
 """From a command line to a run: what the training scripts share."""
 
+import os
 import sys
 from collections.abc import Callable
 from typing import TypeVar
 
+import torch
 import torch.distributed as dist
 
 from cs336_alignment import environment
@@ -33,6 +35,9 @@ def run_command(config_type: type[Config], description: str | None, run: Callabl
         config = parse_options(config_type, description)
         environment.check_cuda_driver()
         environment.use_device_indices()
+        if torch.cuda.is_available():
+            # Before anything asks a GPU: each rank would leave a context on the first one.
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         with failing_together():
             if not isinstance(config, TrainingConfig):
                 run(config)
